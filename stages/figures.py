@@ -1,0 +1,121 @@
+"""The report's figures, PNG."""
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from stages.arrays import write_whole
+
+mpl.use("agg")
+mpl.rcParams["text.parse_math"] = False  # a class may be called US$
+COLORS = plt.get_cmap("tab10").colors
+EXAMPLES = 8  # mistakes shown of each model
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; equal figures make equal files."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    write_whole(path, content.getbuffer())
+    plt.close(figure)
+
+
+def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
+    """Accuracy and loss by epoch of every model; solid while training, dashed on the images named `drawn_on`."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for ax, quantity in zip(axes, ("accuracy", "loss"), strict=True):
+        for color, (stage, history) in zip(COLORS, histories.items(), strict=False):
+            epochs = history["epoch"] + 1
+            ax.plot(epochs, history[quantity], color=color, label=f"{stage}, training")
+            ax.plot(
+                epochs,
+                history[f"val_{quantity}"],
+                color=color,
+                ls="--",
+                marker=".",
+                label=f"{stage}, {drawn_on}",
+            )
+        ax.set(xlabel="epoch", ylabel=quantity)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[1].set_yscale("log")  # the first epoch on raw pixels has a loss many times that of the others
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(histories))
+    return figure
+
+
+def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure:
+    """How often each class was taken for which, in numbers of test images."""
+    counts = pd.crosstab(predictions["actual"], predictions["predicted"]).reindex(
+        index=names, columns=names, fill_value=0
+    )
+    side = 2.2 + 0.62 * len(names)
+    figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
+    shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts.to_numpy()):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        ax.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="predicted", ylabel="actual", title=stage)
+    return figure
+
+
+def per_class(accuracies: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy by class with its 95 % interval; one panel for each set of classes.
+
+    Args:
+        accuracies: for each stage a table indexed by class with columns accuracy, low, high.
+    """
+    panels: dict[tuple, dict[str, pd.DataFrame]] = {}
+    for stage, table in accuracies.items():
+        panels.setdefault(tuple(table.index), {})[stage] = table
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(11, 4), layout="constrained", squeeze=False, sharey=True,
+        width_ratios=[1 + len(stages) for stages in panels.values()],
+    )  # fmt: skip
+    color = dict(zip(accuracies, COLORS, strict=False))
+    for ax, (names, stages) in zip(axes[0], panels.items(), strict=True):
+        width = 0.8 / len(stages)
+        for i, (stage, table) in enumerate(stages.items()):
+            x = np.arange(len(names)) - 0.4 + (i + 0.5) * width
+            errors = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+            ax.bar(x, table["accuracy"], width * 0.95, color=color[stage], label=stage)
+            ax.errorbar(x, table["accuracy"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        ax.grid(axis="y", alpha=0.3)
+    axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02))
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(loc="outside lower center", ncols=len(accuracies))
+    return figure
+
+
+def mistakes(images: dict[str, np.ndarray], predictions: dict[str, pd.DataFrame]) -> Figure:
+    """The test images that each model got wrong with most confidence, one row a model.
+
+    Args:
+        images: for each stage its test images, uint8 (N, H, W, C).
+        predictions: for each stage the table that the training stage wrote, in the same order.
+    """
+    figure = plt.figure(figsize=(1.5 * EXAMPLES, 2.4 * len(predictions)), layout="constrained")
+    for row, (stage, table) in zip(
+        np.atleast_1d(figure.subfigures(len(predictions))), predictions.items(), strict=True
+    ):
+        wrong = table[table["actual"] != table["predicted"]].nlargest(EXAMPLES, "probability")
+        row.suptitle(f"{stage}{'' if len(wrong) else ': no mistakes'}", x=0.01, ha="left", fontsize=10, weight="bold")
+        axes = row.subplots(1, EXAMPLES)
+        for ax in axes:
+            ax.axis("off")
+        for ax, (index, example) in zip(axes, wrong.iterrows(), strict=False):
+            image = images[stage][index]
+            ax.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+            confidence = f"{100 * example['probability']:.0f} %"
+            ax.set_title(f"{example['actual']}\ntaken for\n{example['predicted']} {confidence}", fontsize=7)
+    return figure
