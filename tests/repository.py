@@ -1,0 +1,106 @@
+"""A temporary copy of this repository with tiny images and a tiny network, driven through real `dvc` commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = 4
+
+
+def tiny_arrays(seed: int = 0, per_class: int = 24) -> dict[str, np.ndarray]:
+    """Images 12x12x3 whose brightness tells their class, as a dataset's arrays."""
+    rng = np.random.default_rng(seed)
+    arrays = {"class_names": np.array(["dark", "dim", "bright", "white"])}
+    for part, count in (("train", per_class), ("test", per_class // 2)):
+        y = rng.permutation(np.repeat(np.arange(CLASSES), count)).astype(np.uint8)
+        noise = rng.integers(0, 60, (len(y), 12, 12, 3))
+        arrays[f"x_{part}"] = (noise + 60 * y[:, None, None, None]).astype(np.uint8)
+        arrays[f"y_{part}"] = y
+    return arrays
+
+
+def tiny_params() -> dict:
+    """The committed settings with a tiny dataset, network and number of epochs."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["threads"] = 2
+    params["data"] |= {"path": "data/raw/tiny.npz", "source_classes": [0, 1], "target_classes": [2, 3]}
+    params["model"] |= {"conv_filters": [4, 4], "dense_units": [8, 6]}
+    for section in ("pretrain", "finetune_output", "finetune_fc"):
+        params[section] |= {"epochs": 2, "batch_size": 16}
+    return params
+
+
+class Repository:
+    """A repository at `path` with one commit in it, and what a user does there."""
+
+    def __init__(self, path: Path, params: dict | None = None):
+        self._set_up(path)
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            if name not in ("dvc.lock", "reports/metrics.json") and (ROOT / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, path / name)
+        np.savez(path / "data/raw/tiny.npz", **tiny_arrays())
+        (path / "params.yaml").write_text(yaml.safe_dump(params or tiny_params(), sort_keys=False))
+        self.run("git", "init", "-q", "-b", "main")
+        self.run("git", "config", "user.name", "A Tester")
+        self.run("git", "config", "user.email", "tester@example.org")
+        self.run("git", "add", "-A", "-f", "--", ".", ":!.dvc/cache", ":!.dvc/tmp")
+        self.run("git", "commit", "-qm", "A tiny pipeline")
+
+    def _set_up(self, path: Path) -> None:
+        self.path = path
+        home = path.parent / f"home of {path.name}"
+        home.mkdir()
+        self.environment = os.environ | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HOME": str(home),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(home / "site"),
+            "PAGER": "cat",
+        }
+
+    def clone(self, path: Path) -> "Repository":
+        """Clone what is committed here."""
+        self.run("git", "clone", "-q", str(self.path), str(path))
+        clone = object.__new__(Repository)
+        clone._set_up(path)
+        return clone
+
+    def run(self, *command: str, check: bool = True, **options) -> subprocess.CompletedProcess:
+        """Run a command here; output and errors together in `stdout`."""
+        result = subprocess.run(
+            command, cwd=self.path, env=self.environment, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False, **options,
+        )  # fmt: skip
+        assert not check or result.returncode == 0, f"{command} failed:\n{result.stdout}"
+        return result
+
+    def dvc(self, *arguments: str, check: bool = True) -> str:
+        """Run a `dvc` command and return all that it prints."""
+        return self.run(sys.executable, "-m", "dvc", *arguments, check=check).stdout
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", message)
+
+    def bytes_of(self, *patterns: str) -> dict[str, bytes]:
+        """The content of the files that match, by path."""
+        paths = sorted(path for pattern in patterns for path in self.path.glob(pattern) if path.name[0] != ".")
+        return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in paths}
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that a `dvc repro` or `dvc exp run` ran, by what it printed."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]

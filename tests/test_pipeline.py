@@ -1,0 +1,223 @@
+"""The pipeline through real `dvc` commands in a temporary repository, as a user would type them."""
+
+import csv
+import json
+import multiprocessing
+import os
+import sys
+
+import pytest
+import yaml
+
+from repository import ROOT, Repository, stages_run, tiny_params
+
+STAGES = ["prepare", "pretrain", "finetune_output", "finetune_fc", "report"]
+OUTPUTS = ("data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/record/*")
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A repository whose pipeline has run once and is committed with its results."""
+    repo = Repository(tmp_path_factory.mktemp("pipeline"))
+    assert stages_run(repo.dvc("repro")) == STAGES
+    repo.commit("First run")
+    return repo
+
+
+@pytest.fixture(autouse=True)
+def as_committed(repo):
+    """Every test starts from the committed first run."""
+    repo.run("git", "reset", "-q", "--hard")
+    repo.dvc("checkout", "--force")
+
+
+def metrics(repo):
+    return json.loads((repo.path / "reports/metrics.json").read_text())
+
+
+def append(repo, file, text):
+    path = repo.path / file
+    path.write_text(path.read_text() + text)
+
+
+def test_writes_what_the_readme_names(repo):
+    assert set(repo.bytes_of("data/prepared/*", "models/*")) == {
+        *(f"data/prepared/{half}.npz" for half in ("source", "target")),
+        *(f"models/{stage}.keras" for stage in STAGES[1:4]),
+    }
+    assert list(metrics(repo)) == STAGES[1:4]
+    with (repo.path / "reports/summary.csv").open() as file:
+        assert [row["Model Name"] for row in csv.DictReader(file)] == STAGES[1:4]
+    assert (repo.path / "reports/report.md").read_text().startswith("# Transfer learning on tiny\n")
+
+
+def test_git_shows_the_results_and_dvc_keeps_the_rest(repo):
+    tracked = set(repo.run("git", "ls-files", "reports", "models", "data").stdout.split())
+    assert {"reports/metrics.json", "reports/summary.csv", "reports/report.md"} < tracked
+    assert {f"reports/history/{stage}.csv" for stage in STAGES[1:4]} < tracked
+    assert not [path for path in tracked if path.endswith((".keras",)) or "prepared/s" in path]
+    assert repo.run("git", "status", "--short").stdout == ""
+
+
+def test_nothing_to_do_the_second_time(repo):
+    output = repo.dvc("repro")
+    assert stages_run(output) == []
+    assert "Data and pipelines are up to date." in output
+
+
+def test_one_number_changed_reruns_its_stage_and_the_report(repo):
+    before = metrics(repo)
+    output = repo.dvc("exp", "run", "-S", "finetune_fc.epochs=1")
+    assert stages_run(output) == ["finetune_fc", "report"]
+    after = metrics(repo)
+    assert after["pretrain"] == before["pretrain"]
+    assert after["finetune_fc"] != before["finetune_fc"]
+    assert "finetune_fc.test_loss" in repo.dvc("metrics", "diff")
+    assert "finetune_fc.epochs" in repo.dvc("params", "diff")
+    assert "finetune_fc.train_accuracy" in repo.dvc("metrics", "show")
+    assert "1 epochs of" in (repo.path / "reports/report.md").read_text()
+
+
+def test_a_change_to_the_report_runs_the_report_alone(repo):
+    append(repo, "stages/report.py", "# changed\n")
+    assert stages_run(repo.dvc("repro")) == ["report"]
+
+
+def test_a_change_that_leaves_the_output_equal_stops_there(repo):
+    append(repo, "stages/prepare.py", "# changed\n")
+    assert stages_run(repo.dvc("repro")) == ["prepare"]
+
+
+def test_forced_rerun_writes_the_same_bytes(repo):
+    before = repo.bytes_of(*OUTPUTS)
+    assert stages_run(repo.dvc("repro", "--force")) == STAGES
+    assert repo.bytes_of(*OUTPUTS) == before
+
+
+@pytest.mark.parametrize("where", ["--temp", "--queue"])
+def test_experiments_elsewhere_see_the_same_data(repo, where):
+    seed = {"--temp": 2, "--queue": 3}[where]
+    output = repo.dvc("exp", "run", where, "-S", f"seed={seed}", "-n", f"elsewhere{where}")
+    if where == "--queue":
+        repo.dvc("queue", "start")
+        repo.dvc("queue", "logs", "--follow", f"elsewhere{where}")
+        repo.run("sh", "-c", "for i in $(seq 60); do dvc queue status | grep -q Success && exit; sleep 1; done; exit 1")
+    else:
+        assert stages_run(output) == STAGES
+    assert f"elsewhere{where}" in repo.dvc("exp", "show", "--csv")
+    repo.dvc("exp", "apply", f"elsewhere{where}")
+    elsewhere = repo.bytes_of(*OUTPUTS)
+    assert stages_run(repo.dvc("repro", "--force")) == STAGES
+    assert repo.bytes_of(*OUTPUTS) == elsewhere
+
+
+def test_plots_overlay_the_models_and_show_the_figures(repo):
+    repo.dvc("exp", "run", "-S", "finetune_fc.epochs=1")
+    for command in (("plots", "show"), ("plots", "diff", "HEAD")):
+        output = repo.dvc(*command)
+        assert "failed" not in output.lower()
+        html = (repo.path / "dvc_plots/index.html").read_text()
+        assert all(f"Confusion of {stage}" in html for stage in STAGES[1:4])
+        assert all(f"reports/history/{stage}.csv" in html for stage in STAGES[1:4])
+        assert "Accuracy while training" in html
+        assert "curves.png" in html
+
+
+def test_dag_names_the_stages(repo):
+    dag = repo.dvc("dag", "--mermaid")
+    assert all(f'["{stage}"]' in dag for stage in STAGES)
+
+
+def test_models_are_artifacts(repo):
+    declared = yaml.safe_load((repo.path / "dvc.yaml").read_text())["artifacts"]
+    assert {entry["path"] for entry in declared.values()} == set(repo.bytes_of("models/*.keras"))
+
+
+def renamed(entries):
+    return json.loads(json.dumps(entries).replace("finetune_fc", "finetune_all"))
+
+
+def test_a_third_variant_needs_no_python(repo):
+    """As docs/settings.md describes it: an entry in dvc.yaml and a section in params.yaml."""
+    params = tiny_params()
+    params["finetune_all"] = params["finetune_fc"] | {"trainable": ["conv1", "conv2", "fc1", "fc2", "output"]}
+    (repo.path / "params.yaml").write_text(yaml.safe_dump(params))
+    pipeline = yaml.safe_load((repo.path / "dvc.yaml").read_text())
+    stages = pipeline["stages"]
+    stages["finetune_all"] = renamed(stages["finetune_fc"])
+    stages["report"]["cmd"] += " finetune_all"
+    for key in ("deps", "params", "outs"):
+        stages["report"][key] += renamed([entry for entry in stages["report"][key] if "finetune_fc" in str(entry)])
+    (repo.path / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
+    assert sorted(stages_run(repo.dvc("repro"))) == ["finetune_all", "report"]
+    assert metrics(repo)["finetune_all"]["trainable_parameters"] == metrics(repo)["pretrain"]["trainable_parameters"]
+
+
+def test_a_bad_setting_stops_before_any_training(repo):
+    output = repo.dvc("exp", "run", "-S", "finetune_fc.epochs=many", "-S", "pretrain.epochs=3", check=False)
+    assert "error: params.yaml: finetune_fc.epochs: was 'many', expected a valid integer" in output
+    assert "Epoch 1/" not in output
+    assert "Traceback" not in output
+
+
+def test_an_unreachable_dataset_says_what_to_do(repo):
+    params = tiny_params()
+    params["data"]["path"] = "data/raw/cifar10.yaml"
+    (repo.path / "params.yaml").write_text(yaml.safe_dump(params))
+    pointer = yaml.safe_load((ROOT / "data/raw/cifar10.yaml").read_text())
+    pointer["urls"] = ["http://127.0.0.1:9/cifar-10-python.tar.gz"]
+    (repo.path / "data/raw/cifar10.yaml").write_text(yaml.safe_dump(pointer))
+    output = repo.dvc("repro", check=False)
+    assert "CIFAR-10 cannot be had" in output
+    assert "data/raw/cifar-10-python.tar.gz" in output
+    assert "dvc exp run -S data.path=data/raw/digits.npz" in output
+    assert "Traceback" not in output
+
+
+def load_one_core(stop):
+    while not stop.is_set():
+        pass
+
+
+def test_surroundings_change_no_byte(repo, tmp_path):
+    """Another path, hash seed, locale, time zone and umask, fewer cores than threads, and those busy."""
+    path = tmp_path / "ein Ordner für Prüfungen, 二"
+    path.mkdir()
+    other = Repository(path)
+    other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu", "LANG": "tr_TR"}
+    stop = multiprocessing.get_context("spawn").Event()
+    load = multiprocessing.get_context("spawn").Process(target=load_one_core, args=(stop,))
+
+    def surroundings():
+        os.umask(0o077)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+    load.start()
+    try:
+        output = other.run(sys.executable, "-m", "dvc", "repro", preexec_fn=surroundings).stdout
+    finally:
+        stop.set()
+        load.join()
+    assert stages_run(output) == STAGES
+    assert other.bytes_of(*OUTPUTS) == repo.bytes_of(*OUTPUTS)
+
+
+def test_a_second_clone_pulls_and_trains_nothing(repo, tmp_path):
+    repo.run("git", "branch", "-f", "before")
+    repo.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    repo.commit("A remote")
+    repo.dvc("push", "--run-cache")
+    clone = repo.clone(tmp_path / "clone")
+    repo.run("git", "reset", "-q", "--hard", "before")
+    clone.dvc("pull", "--run-cache")
+    assert stages_run(clone.dvc("repro")) == []
+    assert clone.bytes_of(*OUTPUTS) == repo.bytes_of(*OUTPUTS)
+
+
+def test_finds_what_it_has_computed_before(repo):
+    """DVC's run cache: the same inputs are not computed again, even where dvc.lock has forgotten them."""
+    before = repo.bytes_of(*OUTPUTS)
+    (repo.path / "dvc.lock").unlink()
+    assert stages_run(repo.dvc("repro")) == ["report"]
+    assert repo.bytes_of(*OUTPUTS) == before
