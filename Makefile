@@ -5,7 +5,7 @@ READY := .venv/ready
 
 BAR := ==============================================================================
 
-.PHONY: setup run test reproduce docs lint lock
+.PHONY: setup run test reproduce study docs lint lock
 setup: $(READY)
 
 # The .pth line puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
@@ -41,6 +41,10 @@ test: $(READY)
 
 reproduce: $(READY)
 	@$(BIN)/python benchmarks/reproduce.py
+
+PLAN ?= studies/digits.yaml
+study: $(READY)
+	@$(BIN)/python -m studies $(PLAN)
 
 docs: $(READY)
 	$(BIN)/python docs/make_settings.py

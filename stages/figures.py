@@ -7,8 +7,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from stages.arrays import write_whole
 
@@ -24,6 +25,13 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     write_whole(path, content.getbuffer())
     plt.close(figure)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis 0.5, 1, 2: Matplotlib's own labels are mathematics, which is switched off above."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
@@ -44,8 +52,9 @@ def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
         ax.set(xlabel="epoch", ylabel=quantity)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[1].set_yscale("log")  # the first epoch on raw pixels has a loss many times that of the others
+    plain_numbers(axes[1].yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(histories))
     return figure
 
@@ -92,7 +101,7 @@ def per_class(accuracies: dict[str, pd.DataFrame]) -> Figure:
         ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
         ax.grid(axis="y", alpha=0.3)
     axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02))
-    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside lower center", ncols=len(accuracies))
     return figure
 

@@ -54,10 +54,17 @@ class Result:
         return float(self.history["accuracy"].iloc[-1]) if len(self.history) else None
 
     @property
+    def validation_accuracy(self) -> float | None:
+        """The last epoch's accuracy on the images of the curves; None after no epochs."""
+        return float(self.history["val_accuracy"].iloc[-1]) if len(self.history) else None
+
+    @property
     def metrics(self) -> dict:
+        held_out = {"validation_accuracy": self.validation_accuracy} if self.half.counts["validation"] else {}
         return {
             "trainable_parameters": self.record["trainable_parameters"],
             "train_accuracy": self.train_accuracy,
+            **held_out,
             "test_accuracy": self.record["test_accuracy"],
             "test_loss": self.record["test_loss"],
             "train_seconds": self.train_seconds,

@@ -1,0 +1,1 @@
+"""Studies: many experiments that answer one question, from a plan to a page: ``python -m studies PLAN``."""

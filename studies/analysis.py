@@ -1,0 +1,176 @@
+"""What a study's experiments say: means with intervals, paired differences over seeds, per-class gains."""
+
+from functools import cache
+from io import StringIO
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from studies.plan import Choice, Plan, Question, experiment_name
+from studies.queue import Experiment
+
+EXACT = 2**16  # sign flips; with more seeds than 16, as many at random
+LEVEL = 0.05
+
+
+def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame:
+    """One row for each model, number of images and seed that has been run.
+
+    Columns: model, images (of each class), seed, experiment, stage, accuracy (test), validation (accuracy, or NaN where
+    no images were held out), seconds (of training, the pretraining included).
+    """
+    rows = []
+    for name, model in plan.named_models.items():
+        for images in plan.images_per_class:
+            for seed in plan.seeds:
+                experiment = experiment_name(study, model.run, images, seed)
+                if experiment in done:
+                    metrics = done[experiment].metrics
+                    rows.append(
+                        {
+                            "model": name,
+                            "images": images,
+                            "seed": seed,
+                            "experiment": experiment,
+                            "stage": model.stage,
+                            "accuracy": metrics[model.stage]["test_accuracy"],
+                            "validation": metrics[model.stage].get("validation_accuracy", np.nan),
+                            "seconds": metrics["pretrain"]["train_seconds"] + metrics[model.stage]["train_seconds"],
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval for the mean of `values`, float (n,); NaN for fewer than two."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
+    """Mean, standard deviation, n and the mean's 95 % interval of a column, by model and number of images."""
+    groups = table.groupby(["model", "images"], sort=False)[column]
+    rows = {
+        key: {
+            "mean": v.mean(),
+            "sd": v.std(ddof=1),
+            "n": len(v),
+            **dict(zip(("low", "high"), mean_interval(v), strict=True)),
+        }
+        for key, v in ((key, group.to_numpy()) for key, group in groups)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["model", "images"])
+
+
+def sign_flip_p(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p of the paired permutation test of the mean difference: every difference's sign is flipped.
+
+    Exact up to 16 pairs. With n pairs it cannot be below 2 / 2**n (Fisher, 1935).
+    """
+    test = stats.permutation_test(
+        (second, first), lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples", vectorized=True,
+        n_resamples=EXACT, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(test.pvalue)
+
+
+def compare(table: pd.DataFrame, question: Question) -> pd.DataFrame:
+    """The second model minus the first, paired by seed, one row for each number of images.
+
+    Columns: images, difference, low, high (95 % interval of the mean difference), d (Cohen's, of the differences), n,
+    p (NaN for fewer than two seeds).
+    """
+    rows = []
+    for images, part in table.groupby("images", sort=False):
+        wide = part.set_index(["seed", "model"])["accuracy"].unstack("model")  # noqa: PD010 - one value each
+        pairs = wide.reindex(columns=[question.first, question.second]).dropna()
+        first, second = pairs[question.first].to_numpy(), pairs[question.second].to_numpy()
+        difference = second - first
+        if not len(pairs):
+            continue
+        low, high = mean_interval(difference)
+        spread = difference.std(ddof=1) if len(pairs) > 1 else np.nan
+        rows.append(
+            {
+                "images": images,
+                "difference": difference.mean(),
+                "low": low,
+                "high": high,
+                "d": difference.mean() / spread if spread else np.nan,
+                "n": len(pairs),
+                "p": sign_flip_p(first, second) if len(pairs) > 1 else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def compare_all(table: pd.DataFrame, questions: list[Question]) -> list[pd.DataFrame]:
+    """`compare` for every question, with a column `adjusted`: p by Benjamini and Hochberg (1995) over all of them."""
+    answers = [compare(table, question) for question in questions]
+    p = np.concatenate([answer["p"].to_numpy() for answer in answers])
+    adjusted = np.full(len(p), np.nan)
+    adjusted[~np.isnan(p)] = stats.false_discovery_control(p[~np.isnan(p)]) if (~np.isnan(p)).any() else np.nan
+    parts = np.split(adjusted, np.cumsum([len(answer) for answer in answers])[:-1])
+    return [answer.assign(adjusted=part) for answer, part in zip(answers, parts, strict=True)]
+
+
+def verdict(row: pd.Series) -> str:
+    """What a difference shows, in one word."""
+    if np.isnan(row["adjusted"]) or row["adjusted"] >= LEVEL or row["low"] <= 0 <= row["high"]:
+        return "inconclusive"
+    return "**better**" if row["difference"] > 0 else "**worse**"
+
+
+@cache
+def _read(path: str, experiment: str) -> str:
+    return dvc.api.read(path, rev=experiment, encoding="utf-8")
+
+
+def predictions(row: pd.Series) -> pd.DataFrame:
+    """The predictions of a row of `results`: columns actual, predicted, probability, from DVC's cache."""
+    return pd.read_csv(StringIO(_read(f"reports/predictions/{row['stage']}.csv", row["experiment"])), na_filter=False)
+
+
+def class_gains(table: pd.DataFrame, question: Question, images: int) -> pd.DataFrame:
+    """By class and seed, the second model's test accuracy minus the first's: float (seeds, classes)."""
+    part = table[table["images"] == images].set_index(["model", "seed"]).sort_index()
+    seeds = sorted(set(part.loc[question.first].index) & set(part.loc[question.second].index))
+    gains = {
+        seed: _by_class(part.loc[(question.second, seed)]) - _by_class(part.loc[(question.first, seed)])
+        for seed in seeds
+    }
+    return pd.DataFrame.from_dict(gains, orient="index")
+
+
+def _by_class(row: pd.Series) -> pd.Series:
+    table = predictions(row)
+    return (table["actual"] == table["predicted"]).groupby(table["actual"], sort=False).mean().sort_index()
+
+
+def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
+    """The candidates of a choice, best first, and whether they were judged on validation images.
+
+    Without validation images they are judged on the test images. Columns as in `summary`; index: models.
+    """
+    part = table[(table["images"] == choice.images_per_class) & table["model"].isin(choice.among)]
+    held_out = bool(part["validation"].notna().all())
+    judged = summary(part, "validation" if held_out else "accuracy").droplevel("images")
+    return judged.sort_values("mean", ascending=False, kind="stable"), held_out
+
+
+def shown(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
+    """`table` without the candidates that were not chosen on validation images and that no question is about.
+
+    Their test accuracies are nobody's business: the best of many test accuracies is too good.
+    """
+    hidden = set()
+    for choice in plan.choices:
+        judged, held_out = choose(table, choice)
+        if held_out:
+            hidden |= set(choice.among) - {judged.index[0]}
+    asked = {name for question in plan.questions for name in (question.first, question.second)}
+    return table[~table["model"].isin(hidden - asked)]

@@ -1,0 +1,88 @@
+"""The figures of a study."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, PercentFormatter
+
+from stages.figures import COLORS, plain_numbers
+from studies.plan import Plan
+
+LINES = ("-", "--", ":", "-.")
+
+
+def style(plan: Plan) -> dict[str, dict]:
+    """Colour by way of training, line by origin of the weights, for each model."""
+    origins = list(dict.fromkeys(origin for of_way in plan.models.values() for origin in of_way))
+    return {
+        f"{way}, {origin}": {
+            "color": COLORS[i],
+            "ls": LINES[origins.index(origin) % len(LINES)],
+            "marker": "o",
+            "ms": 4,
+        }
+        for i, (way, of_way) in enumerate(plan.models.items())
+        for origin in of_way
+    }
+
+
+def _axes() -> tuple[Figure, plt.Axes]:
+    figure, ax = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    ax.set(ylabel="test accuracy")
+    ax.set_xscale("log")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(alpha=0.3)
+    return figure, ax
+
+
+def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
+    """Mean test accuracy by number of training images with its 95 % interval as a band; `summary` as in analysis."""
+    images = list(plan.images_per_class)
+    figure, ax = _axes()
+    for model, of_model in style(plan).items():
+        if model in summary.index:
+            rows = summary.loc[model]
+            ax.plot(rows.index, rows["mean"], label=model, **of_model)
+            ax.fill_between(rows.index, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
+    ax.set_xticks(images, [str(n) for n in images])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("training images of each target class")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def accuracy_by_time(plan: Plan, table: pd.DataFrame) -> Figure:
+    """Test accuracy against seconds of training, pretraining included: every run, and each model's means as a line."""
+    figure, ax = _axes()
+    for model, of_model in style(plan).items():
+        rows = table[table["model"] == model]
+        if len(rows):
+            means = rows.groupby("images", sort=False)[["seconds", "accuracy"]].mean()
+            ax.plot(means["seconds"], means["accuracy"], label=model, **of_model)
+            ax.scatter(rows["seconds"], rows["accuracy"], s=6, color=of_model["color"], alpha=0.4)
+    plain_numbers(ax.xaxis)
+    ax.set_xlabel("seconds of training, the pretraining included")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def class_gains(gains: dict[str, pd.DataFrame]) -> Figure:
+    """Gain in test accuracy by class: each seed a dot, the mean a bar.
+
+    Args:
+        gains: for each question a table float (seeds, classes).
+    """
+    figure, axes = plt.subplots(
+        len(gains), 1, figsize=(8.5, 0.6 + 2.3 * len(gains)), layout="constrained", squeeze=False, sharex=True
+    )
+    for ax, (question, table) in zip(axes[:, 0], gains.items(), strict=True):
+        ax.bar(range(table.shape[1]), 100 * table.mean(), color="lightsteelblue")
+        for values in table.to_numpy():
+            ax.plot(np.arange(len(values)), 100 * values, "k.", ms=4, alpha=0.6)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set_xticks(range(table.shape[1]), table.columns)
+        ax.set_ylabel("gain, points")
+        ax.set_title(question, fontsize=9, loc="left")
+        ax.grid(axis="y", alpha=0.3)
+    return figure

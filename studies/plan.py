@@ -1,0 +1,139 @@
+"""A study's plan: which settings, which seeds, which models are compared, which questions are asked of them."""
+
+import json
+import re
+import subprocess
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from stages.settings import Section, Settings, UserError, leaves, one_line, read_yaml
+
+Changes = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
+
+
+class Model(Section):
+    """One of the models that are compared: what `stage` trains in the experiments `run`."""
+
+    run: str
+    stage: str
+
+
+class Question(Section):
+    """Is the second model better than the first? Asked at every number of images, paired by seed."""
+
+    ask: str
+    first: str
+    second: str
+
+
+class Choice(Section):
+    """Which of several models to take, chosen on validation images at one number of training images."""
+
+    choose: str
+    among: list[str] = Field(min_length=2)
+    images_per_class: int
+
+
+class Plan(Section):
+    """A plan file; settings are keys of ``params.yaml``, those that are not named have their committed values."""
+
+    title: str
+    page: str = Field(pattern=r"\.md$")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    settings: Changes
+    images_per_class: dict[Annotated[int, Field(ge=1)], Changes] = Field(min_length=1)
+    runs: dict[Name, Changes] = Field(min_length=1)
+    models: dict[str, dict[str, Model]] = Field(min_length=1)
+    questions: list[Question]
+    choices: list[Choice]
+
+    @model_validator(mode="after")
+    def _names_exist(self):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: was {self.seeds}, expected each once")
+        for name, model in self.named_models.items():
+            if model.run not in self.runs:
+                raise ValueError(f"models: {name}: run: was {model.run!r}, expected one of {list(self.runs)}")
+        asked = [name for question in self.questions for name in (question.first, question.second)]
+        for name in [*asked, *[name for choice in self.choices for name in choice.among]]:
+            if name not in self.named_models:
+                raise ValueError(f"questions and choices: was {name!r}, expected one of {list(self.named_models)}")
+        for choice in self.choices:
+            if choice.images_per_class not in self.images_per_class:
+                known = list(self.images_per_class)
+                raise ValueError(f"choices: images_per_class: was {choice.images_per_class}, expected one of {known}")
+        return self
+
+    @cached_property
+    def named_models(self) -> dict[str, Model]:
+        """Every model by its full name, such as «output layer, pretrained»."""
+        return {f"{way}, {origin}": model for way, origins in self.models.items() for origin, model in origins.items()}
+
+
+def load(path: Path) -> Plan:
+    """Read a plan; raises `UserError` with one line when it is missing, is no YAML or does not fit."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", path.stem):
+        raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
+    try:
+        return Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
+    except ValidationError as error:
+        raise UserError(f"{path}: {one_line(error)}") from None
+
+
+def committed_settings() -> Changes:
+    """Every setting of ``params.yaml`` as it was committed last, by its dotted key."""
+    shown = subprocess.run(["git", "show", "HEAD:./params.yaml"], capture_output=True, text=True, check=False)
+    if shown.returncode:
+        raise UserError(f"params.yaml: {shown.stderr.strip()}; expected a Git repository where it is committed")
+    return dict(leaves(yaml.safe_load(shown.stdout)))
+
+
+def experiment_name(study: str, run: str, images: int, seed: int) -> str:
+    return f"{study}-{run}-{images}-s{seed}"
+
+
+def experiments(plan: Plan, study: str) -> dict[str, Changes]:
+    """Every experiment that the plan asks for: its name and all its settings, by dotted key.
+
+    Raises `UserError` where a setting does not exist or has a value that is not allowed, or a stage does not exist.
+    """
+    committed = committed_settings()
+    wanted = {}
+    for images, at_images in plan.images_per_class.items():
+        for run, of_run in plan.runs.items():
+            for seed in plan.seeds:
+                changes = plan.settings | at_images | of_run | {"seed": seed}
+                name = experiment_name(study, run, images, seed)
+                wanted[name] = _checked(committed | changes, f"studies: {name}")
+                if unknown := sorted(set(changes) - set(committed)):
+                    raise UserError(f"studies: {name}: {unknown[0]}: no setting of params.yaml")
+    stages = {key.split(".")[0] for key in committed if key.endswith(".epochs")}
+    for name, model in plan.named_models.items():
+        if model.stage not in stages:
+            raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {sorted(stages)}")
+    return wanted
+
+
+def _checked(changes: Changes, where: str) -> Changes:
+    nested: dict = {}
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    try:
+        Settings.model_validate(nested)
+    except ValidationError as error:
+        raise UserError(f"{where}: {one_line(error)}") from None
+    return changes
+
+
+def overrides(changes: Changes) -> list[str]:
+    """The settings as arguments of ``dvc exp run``."""
+    return [part for key, value in changes.items() for part in ("-S", f"{key}={json.dumps(value, ensure_ascii=False)}")]
