@@ -53,16 +53,10 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
     """Mean, standard deviation, n and the mean's 95 % interval of a column, by model and number of images."""
-    groups = table.groupby(["model", "images"], sort=False)[column]
-    rows = {
-        key: {
-            "mean": v.mean(),
-            "sd": v.std(ddof=1),
-            "n": len(v),
-            **dict(zip(("low", "high"), mean_interval(v), strict=True)),
-        }
-        for key, v in ((key, group.to_numpy()) for key, group in groups)
-    }
+    rows = {}
+    for key, group in table.groupby(["model", "images"], sort=False)[column]:
+        low, high = mean_interval(group.to_numpy())
+        rows[key] = {"mean": group.mean(), "sd": group.std(), "n": len(group), "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["model", "images"])
 
 

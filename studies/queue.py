@@ -11,7 +11,7 @@ from stages.settings import UserError, leaves
 from studies.plan import Changes, overrides
 
 POLL_SECONDS = 5
-SILENT_POLLS = 6  # so often no worker answers before its runs are taken for dead: under load an answer may be late
+SILENT_POLLS = 3  # so often no worker answers before its runs are taken for dead: under load an answer may be late
 
 
 @dataclass(frozen=True)

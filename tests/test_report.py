@@ -400,6 +400,7 @@ def test_it_is_said_on_which_images_the_curves_are_drawn(stages_have_run, valida
     said = report.what_was_run(read(), params)
     assert ("curves: drawn on the test images" in said) == (validation == 0)
     assert f"images: 90 train, {validation} validation, 60 test" in said
+    assert all(("validation_accuracy" in result.metrics) == (validation > 0) for result in read())
 
 
 def test_settings_that_differ_from_the_notebooks_are_listed(stages_have_run, params):

@@ -1,0 +1,253 @@
+"""Studies: the plan, what the runs are said to show, and the way from a plan to a page through DVC's queue."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from repository import ROOT, Repository, tiny_params
+from stages.settings import UserError
+from studies import analysis, page, plan, queue
+from studies.plan import Choice, Plan, Question
+
+PLANS = sorted((ROOT / "studies").glob("*.yaml"))
+OUTPUT, LAST_TWO = "output layer, pretrained", "last two layers, pretrained"
+
+
+def tiny_plan() -> dict:
+    """A plan of two experiments for the repository of tests/repository.py."""
+    return {
+        "title": "Which layers?",
+        "page": "reports/study.md",
+        "seeds": [1, 2],
+        "settings": {"data.validation_fraction": 0.25},
+        "images_per_class": {10: {"data.target_per_class": 10}},
+        "runs": {"pretrained": {"pretrain.epochs": 1}},
+        "models": {
+            "output layer": {"pretrained": {"run": "pretrained", "stage": "finetune_output"}},
+            "last two layers": {"pretrained": {"run": "pretrained", "stage": "finetune_fc"}},
+        },
+        "questions": [{"ask": "Are two layers better?", "first": OUTPUT, "second": LAST_TWO}],
+        "choices": [{"choose": "Which layers", "among": [OUTPUT, LAST_TWO], "images_per_class": 10}],
+    }
+
+
+def write(path: Path, content: dict) -> Path:
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_plans_of_the_repository_are_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        plan, "committed_settings", lambda: dict(plan.leaves(yaml.safe_load(Path("params.yaml").read_text())))
+    )
+    study = plan.load(path)
+    wanted = plan.experiments(study, path.stem)
+    assert len(wanted) == len(study.seeds) * len(study.images_per_class) * len(study.runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [1, 1]}, "seeds: was [1, 1], expected each once"),
+        ({"seeds": ["one"]}, "seeds.0: was 'one'"),
+        ({"runs": {"a b": {}}}, "runs"),
+        ({"titel": "x"}, "titel"),
+        ({"questions": [{"ask": "?", "first": "none", "second": OUTPUT}]}, "was 'none', expected one of"),
+        ({"images_per_class": {}}, "images_per_class"),
+        ({"choices": [{"choose": "x", "among": [OUTPUT, LAST_TWO], "images_per_class": 9}]}, "was 9, expected one of"),
+        ({"settings": {"pretrain.epochs": -1}, "runs": {"pretrained": {}}}, "pretrain.epochs: was -1"),
+        ({"settings": {"pretrain.epoch": 1}}, "pretrain.epoch"),
+        ({"settings": {"nothing": 1}}, "nothing"),
+        ({"models": {"a": {"b": {"run": "c", "stage": "finetune_fc"}}}, "questions": [], "choices": []}, "was 'c'"),
+        ({"models": {"a": {"b": {"run": "pretrained", "stage": "x"}}}, "questions": [], "choices": []}, "was 'x'"),
+    ],
+)  # fmt: skip
+def test_a_bad_plan_is_refused_in_one_line(change, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "committed_settings", lambda: dict(plan.leaves(tiny_params())))
+    path = write(tmp_path / "bad.yaml", tiny_plan() | change)
+    with pytest.raises(UserError) as error:
+        plan.experiments(plan.load(path), "bad")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def table_of(accuracies: dict[str, list[float]], images: int = 10, validation: dict | None = None) -> pd.DataFrame:
+    """What `analysis.results` makes of runs with these test accuracies by seed."""
+    return pd.DataFrame(
+        {"model": model, "images": images, "seed": seed, "accuracy": value, "seconds": 1.0,
+         "validation": (validation or {}).get(model, [np.nan] * len(values))[seed]}
+        for model, values in accuracies.items()
+        for seed, value in enumerate(values)
+    )  # fmt: skip
+
+
+def test_interval_of_a_mean_is_students():
+    low, high = analysis.mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert np.isnan(analysis.mean_interval(np.array([1.0]))).all()
+
+
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_the_sign_flip_test_cannot_be_below_its_smallest_p(n):
+    first = np.linspace(0.5, 0.6, n)
+    assert analysis.sign_flip_p(first, first + np.linspace(0.1, 0.2, n)) == pytest.approx(2 / 2**n)
+    assert analysis.sign_flip_p(first, first) == 1
+
+
+def test_the_sign_flip_test_counts_every_flip():
+    difference = np.array([1.0, 2.0, 3.0, -1.0])
+    signs = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1).T
+    expected = (np.abs(signs @ difference) >= difference.sum()).mean()
+    assert analysis.sign_flip_p(np.zeros(4), difference) == pytest.approx(expected)
+
+
+def test_a_clear_difference_with_enough_seeds_and_with_too_few():
+    question = Question(ask="?", first="a", second="b")
+    six = table_of({"a": [0.5, 0.51, 0.52, 0.5, 0.49, 0.5], "b": [0.7, 0.72, 0.71, 0.7, 0.7, 0.69]})
+    (answer,) = analysis.compare_all(six, [question])
+    assert answer.loc[0, "difference"] == pytest.approx(0.2)
+    assert answer.loc[0, "n"] == 6
+    assert analysis.verdict(answer.loc[0]) == "**better**"
+    (swapped,) = analysis.compare_all(six, [Question(ask="?", first="b", second="a")])
+    assert analysis.verdict(swapped.loc[0]) == "**worse**"
+    (few,) = analysis.compare_all(six[six["seed"] < 5], [question])
+    assert analysis.verdict(few.loc[0]) == "inconclusive"
+    (one,) = analysis.compare_all(six[six["seed"] < 1], [question])
+    assert analysis.verdict(one.loc[0]) == "inconclusive"
+
+
+def test_many_comparisons_are_corrected():
+    models = {f"m{i}": [0.5 + 0.01 * (-1) ** (i + seed) for seed in range(8)] for i in range(9)}
+    models["b"] = [0.9 + seed / 100 for seed in range(8)]
+    questions = [Question(ask="?", first="m0", second=name) for name in ("b", *[f"m{i}" for i in range(1, 9)])]
+    answers = pd.concat(analysis.compare_all(table_of(models), questions))
+    assert (answers["adjusted"] >= answers["p"]).all()
+    assert answers["adjusted"].iloc[0] == pytest.approx(9 * 2 / 2**8)
+
+
+def test_only_seeds_that_both_models_have_are_compared():
+    table = table_of({"a": [0.1, 0.2, 0.3], "b": [0.3, 0.4, 0.9]})
+    answer = analysis.compare(
+        table[~((table["model"] == "b") & (table["seed"] == 2))], Question(ask="?", first="a", second="b")
+    )
+    assert answer.loc[0, "n"] == 2
+    assert answer.loc[0, "difference"] == pytest.approx(0.2)
+
+
+def test_a_choice_is_made_on_validation_images_and_hides_the_others_test_accuracies():
+    study = Plan.model_validate(tiny_plan() | {"questions": []})
+    table = table_of({OUTPUT: [0.1, 0.2], LAST_TWO: [0.8, 0.9]}, validation={OUTPUT: [0.7, 0.7], LAST_TWO: [0.6, 0.6]})
+    text = page.choices(study, table)
+    assert f"Chosen: **{OUTPUT}**, on validation images" in text
+    assert "15.0 %" in text
+    assert "85.0" not in text
+    assert set(analysis.shown(study, table)["model"]) == {OUTPUT}
+
+
+def test_a_choice_on_test_images_is_said_to_be_one():
+    study = Plan.model_validate(tiny_plan())
+    text = page.choices(study, table_of({OUTPUT: [0.1, 0.2], LAST_TWO: [0.8, 0.9]}))
+    assert "This choice was made on the test images" in text
+    judged, held_out = analysis.choose(table_of({OUTPUT: [0.1], LAST_TWO: [0.8]}), Choice(**tiny_plan()["choices"][0]))
+    assert not held_out
+    assert judged.index[0] == LAST_TWO
+
+
+def test_settings_become_arguments_that_hydra_reads():
+    given = {"threads": None, "model.rescale": True, "finetune_fc.trainable": ["fc2", "output"], "data.path": "a b.npz"}
+    assert queue.overrides(given)[1::2] == [
+        "threads=null",
+        "model.rescale=true",
+        'finetune_fc.trainable=["fc2", "output"]',
+        'data.path="a b.npz"',
+    ]
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A repository with a tiny plan, nothing run."""
+    repo = Repository(tmp_path_factory.mktemp("study of two"))
+    write(repo.path / "studies/tiny.yaml", tiny_plan())
+    repo.commit("A plan")
+    return repo
+
+
+def study(repo: Repository, *arguments: str, check: bool = True) -> str:
+    return repo.run(sys.executable, "-m", "studies", "studies/tiny.yaml", *arguments, check=check).stdout
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Whatever runs in a folder: DVC's worker, its experiment, a stage."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            here = (process / "cwd").readlink()
+        except OSError:
+            continue
+        if here.is_relative_to(folder):
+            found.append(int(process.name))
+    return found
+
+
+def test_a_study_refuses_code_that_is_not_committed(repo):
+    file = repo.path / "stages/report.py"
+    before = file.read_text()
+    file.write_text(before + "# changed\n")
+    output = study(repo, check=False)
+    file.write_text(before)
+    assert "stages/report.py: changed since the last commit" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_with_all_its_processes_it_goes_on_and_writes_the_same_page(repo):
+    log = repo.path / ".dvc/tmp/study.log"
+    with log.open("w") as file:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "studies", "studies/tiny.yaml"], cwd=repo.path, env=repo.environment,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    while "running: tiny-" not in log.read_text():
+        assert started.poll() is None, log.read_text()
+        time.sleep(0.2)
+    while running := processes_in(repo.path):
+        for process in running:
+            os.kill(process, signal.SIGKILL)
+        started.poll()
+        time.sleep(0.1)
+    output = study(repo)
+    assert "queueing 1 of 1" in output
+    disturbed = (repo.path / "reports/study.md").read_text()
+    assert "| 2       |" in disturbed
+    assert study(repo).count("queueing") == 0
+    names = [f"tiny-pretrained-10-s{seed}" for seed in (1, 2)]
+    assert all(name in repo.dvc("exp", "show", "--csv") for name in names)
+
+    repo.dvc("exp", "remove", *names)
+    repo.run("rm", "-rf", ".dvc/cache", "reports/study.md")
+    assert "queueing 2 of 2" in study(repo)
+    assert (repo.path / "reports/study.md").read_text() == disturbed
+
+
+def test_a_failed_run_is_named_and_can_be_retried(repo):
+    data = repo.path / "data/raw/other.npz"
+    broken = tiny_plan() | {"seeds": [1], "settings": {"data.path": "data/raw/other.npz"}}
+    write(repo.path / "studies/broken.yaml", broken)
+    data.write_bytes(b"no dataset")
+    repo.run("git", "add", "-f", "data/raw/other.npz")
+    repo.commit("A broken dataset")
+    command = (sys.executable, "-m", "studies", "studies/broken.yaml")
+    result = repo.run(*command, check=False)
+    assert result.returncode == 1
+    assert "broken-pretrained-10-s1: error: data/raw/other.npz" in result.stdout
+    assert "queueing" not in repo.run(*command, check=False).stdout
+    assert "queueing 1 of 1" in repo.run(*command, "--retry", check=False).stdout
