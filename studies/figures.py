@@ -43,7 +43,8 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
     for model, of_model in style(plan).items():
         if model in summary.index:
             rows = summary.loc[model]
-            ax.plot(rows.index, rows["mean"], label=model, **of_model)
+            errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+            ax.errorbar(rows.index, rows["mean"], errors, capsize=2, elinewidth=1, label=model, **of_model)
             ax.fill_between(rows.index, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
     ax.set_xticks(images, [str(n) for n in images])
     ax.xaxis.set_minor_locator(NullLocator())
