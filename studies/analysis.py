@@ -6,20 +6,24 @@ from io import StringIO
 import dvc.api
 import numpy as np
 import pandas as pd
+from dvc.exceptions import DvcException
 from scipy import stats
 
+from stages.settings import UserError
 from studies.plan import Choice, Plan, Question, experiment_name
 from studies.queue import Experiment
 
 EXACT = 2**16  # sign flips; with more seeds than 16, as many at random
 LEVEL = 0.05
+SAME = 1e-9  # spreads below are rounding
 
 
 def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame:
     """One row for each model, number of images and seed that has been run.
 
-    Columns: model, images (of each class), seed, experiment, stage, accuracy (test), validation (accuracy, or NaN where
-    no images were held out), seconds (of training, the pretraining included).
+    Columns: model, images (of each class), seed, experiment, rev, stage, accuracy (test), validation (accuracy, or NaN
+    where no images were held out), seconds (of training, the pretraining included). Raises `UserError` where the report
+    leaves out the stage of a model.
     """
     rows = []
     for name, model in plan.named_models.items():
@@ -28,12 +32,15 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
                 experiment = experiment_name(study, model.run, images, seed)
                 if experiment in done:
                     metrics = done[experiment].metrics
+                    if model.stage not in metrics:
+                        raise UserError(f"{experiment}: no {model.stage} in metrics.json, expected it in report's cmd")
                     rows.append(
                         {
                             "model": name,
                             "images": images,
                             "seed": seed,
                             "experiment": experiment,
+                            "rev": done[experiment].rev,
                             "stage": model.stage,
                             "accuracy": metrics[model.stage]["test_accuracy"],
                             "validation": metrics[model.stage].get("validation_accuracy", np.nan),
@@ -76,38 +83,39 @@ def compare(table: pd.DataFrame, question: Question) -> pd.DataFrame:
     """The second model minus the first, paired by seed, one row for each number of images.
 
     Columns: images, difference, low, high (95 % interval of the mean difference), d (Cohen's, of the differences), n,
-    p (NaN for fewer than two seeds).
+    p (NaN for fewer than two seeds). No row where no seed has both models.
     """
     rows = []
     for images, part in table.groupby("images", sort=False):
         wide = part.set_index(["seed", "model"])["accuracy"].unstack("model")  # noqa: PD010 - one value each
         pairs = wide.reindex(columns=[question.first, question.second]).dropna()
         first, second = pairs[question.first].to_numpy(), pairs[question.second].to_numpy()
-        difference = second - first
         if not len(pairs):
             continue
+        difference = second - first
         low, high = mean_interval(difference)
-        spread = difference.std(ddof=1) if len(pairs) > 1 else np.nan
+        spread = difference.std(ddof=1) if len(pairs) > 1 else 0.0
         rows.append(
             {
                 "images": images,
                 "difference": difference.mean(),
                 "low": low,
                 "high": high,
-                "d": difference.mean() / spread if spread else np.nan,
+                "d": difference.mean() / spread if spread > SAME else np.nan,
                 "n": len(pairs),
                 "p": sign_flip_p(first, second) if len(pairs) > 1 else np.nan,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["images", "difference", "low", "high", "d", "n", "p"])
 
 
 def compare_all(table: pd.DataFrame, questions: list[Question]) -> list[pd.DataFrame]:
     """`compare` for every question, with a column `adjusted`: p by Benjamini and Hochberg (1995) over all of them."""
     answers = [compare(table, question) for question in questions]
-    p = np.concatenate([answer["p"].to_numpy() for answer in answers])
-    adjusted = np.full(len(p), np.nan)
-    adjusted[~np.isnan(p)] = stats.false_discovery_control(p[~np.isnan(p)]) if (~np.isnan(p)).any() else np.nan
+    p = np.concatenate([answer["p"].to_numpy(float) for answer in answers])
+    adjusted, tested = np.full(len(p), np.nan), ~np.isnan(p)
+    if tested.any():
+        adjusted[tested] = stats.false_discovery_control(p[tested])
     parts = np.split(adjusted, np.cumsum([len(answer) for answer in answers])[:-1])
     return [answer.assign(adjusted=part) for answer, part in zip(answers, parts, strict=True)]
 
@@ -120,19 +128,27 @@ def verdict(row: pd.Series) -> str:
 
 
 @cache
-def _read(path: str, experiment: str) -> str:
-    return dvc.api.read(path, rev=experiment, encoding="utf-8")
+def read(path: str, experiment: str, rev: str) -> str:
+    """A file that an experiment wrote, from Git or DVC's cache; raises `UserError` where it is gone."""
+    try:
+        return dvc.api.read(path, rev=rev, encoding="utf-8")
+    except (OSError, DvcException):
+        raise UserError(
+            f"{experiment}: {path} is not in DVC's cache; `dvc exp remove {experiment}`, then again"
+        ) from None
 
 
 def predictions(row: pd.Series) -> pd.DataFrame:
     """The predictions of a row of `results`: columns actual, predicted, probability, from DVC's cache."""
-    return pd.read_csv(StringIO(_read(f"reports/predictions/{row['stage']}.csv", row["experiment"])), na_filter=False)
+    text = read(f"reports/predictions/{row['stage']}.csv", row["experiment"], row["rev"])
+    return pd.read_csv(StringIO(text), na_filter=False)
 
 
 def class_gains(table: pd.DataFrame, question: Question, images: int) -> pd.DataFrame:
     """By class and seed, the second model's test accuracy minus the first's: float (seeds, classes)."""
     part = table[table["images"] == images].set_index(["model", "seed"]).sort_index()
-    seeds = sorted(set(part.loc[question.first].index) & set(part.loc[question.second].index))
+    of_model = [{seed for name, seed in part.index if name == model} for model in (question.first, question.second)]
+    seeds = sorted(of_model[0] & of_model[1])
     gains = {
         seed: _by_class(part.loc[(question.second, seed)]) - _by_class(part.loc[(question.first, seed)])
         for seed in seeds
@@ -148,10 +164,13 @@ def _by_class(row: pd.Series) -> pd.Series:
 def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
     """The candidates of a choice, best first, and whether they were judged on validation images.
 
-    Without validation images they are judged on the test images. Columns as in `summary`; index: models.
+    Without validation images they are judged on the test images. Columns as in `summary`; index: models. Empty where
+    none has been run.
     """
     part = table[(table["images"] == choice.images_per_class) & table["model"].isin(choice.among)]
     held_out = bool(part["validation"].notna().all())
+    if part.empty:
+        return pd.DataFrame(), held_out
     judged = summary(part, "validation" if held_out else "accuracy").droplevel("images")
     return judged.sort_values("mean", ascending=False, kind="stable"), held_out
 
@@ -165,6 +184,5 @@ def shown(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
     for choice in plan.choices:
         judged, held_out = choose(table, choice)
         if held_out:
-            hidden |= set(choice.among) - {judged.index[0]}
-    asked = {name for question in plan.questions for name in (question.first, question.second)}
-    return table[~table["model"].isin(hidden - asked)]
+            hidden |= set(choice.among) - set(judged.index[:1])
+    return table[~table["model"].isin(hidden - plan.asked)]

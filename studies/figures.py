@@ -9,11 +9,11 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from stages.figures import COLORS, plain_numbers
 from studies.plan import Plan
 
-LINES = ("-", "--", ":", "-.")
+LINES = [{"ls": "-", "marker": "o"}, {"ls": "--", "marker": "o", "mfc": "white"}, {"ls": ":", "marker": "s"}]
 
 
 def style(plan: Plan) -> dict[str, dict]:
-    """Colour by way of training, line by origin of the weights, for each model."""
+    """Colour by way of training, line and marker by origin of the weights, for each model."""
     origins = list(dict.fromkeys(origin for of_way in plan.models.values() for origin in of_way))
     return {
         f"{way}, {origin}": {

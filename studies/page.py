@@ -1,16 +1,16 @@
 """Write a study's page: ``study.md``, its figures and a table of all runs."""
 
 import json
-from functools import cache
+import subprocess
 from pathlib import Path
 
-import dvc.api
 import pandas as pd
 
 from stages import figures as stage_figures
+from stages import notebook
 from stages.report import plain
 from studies import analysis, figures
-from studies.plan import Plan
+from studies.plan import Changes, Choice, Plan, committed_settings
 
 
 def percent(value: float, sign: bool = False) -> str:
@@ -19,6 +19,14 @@ def percent(value: float, sign: bool = False) -> str:
 
 def interval(row: pd.Series, sign: bool = False) -> str:
     return "none" if pd.isna(row["low"]) else f"{percent(row['low'], sign)} to {percent(row['high'], sign)}"
+
+
+def mean_and_spread(row: pd.Series) -> str:
+    return percent(row["mean"]) + ("" if pd.isna(row["sd"]) else f" ± {percent(row['sd'])}")
+
+
+def number(value: float, digits: int) -> str:
+    return "none" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def markdown(rows: list[dict]) -> str:
@@ -32,7 +40,7 @@ def accuracies(summary: pd.DataFrame) -> str:
             {
                 "model": plain(model),
                 "images of each class": f"{images:,}",
-                "test accuracy, %": f"{percent(row['mean'])} ± {percent(row['sd'])}",
+                "test accuracy, %": mean_and_spread(row),
                 "95 % interval of the mean": interval(row),
                 "seeds": f"{row['n']:.0f}",
             }
@@ -49,10 +57,10 @@ def answer(table: pd.DataFrame) -> str:
                 "images of each class": f"{row['images']:,.0f}",
                 "difference, points": percent(row["difference"], sign=True),
                 "95 % interval": interval(row, sign=True),
-                "effect size d": f"{row['d']:.1f}",
+                "effect size d": number(row["d"], 1),
                 "seeds": f"{row['n']:.0f}",
-                "p": f"{row['p']:.3f}",
-                "adjusted p": f"{row['adjusted']:.3f}",
+                "p": number(row["p"], 3),
+                "adjusted p": number(row["adjusted"], 3),
                 "verdict": analysis.verdict(row),
             }
             for _, row in table.iterrows()
@@ -78,43 +86,71 @@ def choices(plan: Plan, table: pd.DataFrame) -> str:
     parts = []
     for choice in plan.choices:
         judged, held_out = analysis.choose(table, choice)
-        chosen = judged.index[0]
+        heading = f"### {plain(choice.choose)}, {choice.images_per_class:,} images of each class"
+        if judged.empty:
+            parts.append(f"{heading}\n\nNo runs.")
+            continue
         kind = "validation" if held_out else "test"
         rows = [
-            {"candidate": plain(name), f"{kind} accuracy, %": f"{percent(row['mean'])} ± {percent(row['sd'])}"}
-            for name, row in judged.iterrows()
+            {"candidate": plain(name), f"{kind} accuracy, %": mean_and_spread(row)} for name, row in judged.iterrows()
         ]
-        tested = analysis.summary(table[table["model"] == chosen]).loc[(chosen, choice.images_per_class)]
-        verdict = (
-            f"Chosen: **{plain(chosen)}**, on validation images alone. Its test accuracy, looked at once: "
-            f"{percent(tested['mean'])} % (95 % interval {interval(tested)})."
-            if held_out
-            else f"**This choice was made on the test images**: the accuracy of {plain(chosen)} in this table is too "
-            "good, as it is the best of several. Set `data.validation_fraction` to choose without looking at them."
-        )
-        heading = f"### {plain(choice.choose)}, {choice.images_per_class:,} images of each class"
+        tested = analysis.summary(table[table["model"] == judged.index[0]]).loc[
+            (judged.index[0], choice.images_per_class)
+        ]
+        verdict = _verdict(plan, choice, judged.index[0], tested, held_out)
         parts.append(f"{heading}\n\n{markdown(rows)}\n\n{verdict}")
     return "\n\n".join(parts)
 
 
-@cache
-def _record(experiment: str, stage: str) -> str:
-    return json.dumps(json.loads(dvc.api.read(f"reports/record/{stage}.json", rev=experiment))["set_up"])
+def _verdict(plan: Plan, choice: Choice, chosen: str, tested: pd.Series, held_out: bool) -> str:
+    if not held_out:
+        return (
+            f"**This choice was made on the test images**: the accuracy of {plain(chosen)} in this table is too good, "
+            "as it is the best of several. Set `data.validation_fraction` to choose without looking at them."
+        )
+    text = (
+        f"Chosen: **{plain(chosen)}**, on validation images alone. Its test accuracy: {percent(tested['mean'])} % "
+        f"(95 % interval {interval(tested)})."
+    )
+    seen = sorted(set(choice.among) & plan.asked - {chosen})
+    if seen:
+        text += f" The test accuracy of {plain(', '.join(seen))} is above as a question is about it; it chose nothing."
+    return text
+
+
+def _set_up(row: pd.Series) -> str:
+    path = f"reports/record/{row['stage']}.json"
+    return json.dumps(json.loads(analysis.read(path, row["experiment"], row["rev"]))["set_up"])
+
+
+def _settings(changes: Changes) -> str:
+    return ", ".join(f"`{key}: {json.dumps(value, ensure_ascii=False)}`" for key, value in changes.items())
 
 
 def what_was_run(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str]) -> str:
     rows = table.drop_duplicates("experiment")
-    set_ups = {_record(row["experiment"], row["stage"]) for _, row in rows.iterrows()}
+    set_ups = {_set_up(row) for _, row in rows.iterrows()}
     tests = {len(analysis.predictions(row)) for _, row in rows.drop_duplicates("images").iterrows()}
+    of_all = committed_settings() | plan.settings
+    differ = {key: value for key, value in of_all.items() if notebook.SETTINGS.get(key) != value}
     lines = [
         f"- plan: `{path.as_posix()}`; {len(rows)} experiments, seeds {', '.join(map(str, plan.seeds))}",
+        f"- code and settings: those of commit {last_change()}",
         f"- test images of the target classes: {', '.join(f'{n:,}' for n in sorted(tests))}",
-        *[f"- {key}: `{json.dumps(value, ensure_ascii=False)}`" for key, value in plan.settings.items()],
+        f"- settings of all runs that differ from the notebook's: {_settings(differ) or 'none'}",
     ]
+    lines += [f"- with {images:,} images of each class: {_settings(c)}" for images, c in plan.images_per_class.items()]
+    lines += [f"- run {run}: {_settings(changes) or 'nothing else'}" for run, changes in plan.runs.items()]
     for set_up in sorted(set_ups):
         lines.append("- set-up: " + ", ".join(f"{key} {value}" for key, value in json.loads(set_up).items()))
     lines += [f"- failed, not in the tables: `{name}`: {plain(reason)}" for name, reason in failed.items()]
     return "\n".join(lines)
+
+
+def last_change() -> str:
+    """The last commit that changed the pipeline, shortened; committing a page does not change it."""
+    command = ["git", "log", "-1", "--format=%h", "--", "dvc.yaml", "params.yaml", "stages"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def text(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str], folder: str) -> str:
@@ -125,7 +161,8 @@ def text(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str], fo
         f"### {question.ask}\n\n{plain(question.second)} minus {plain(question.first)}:\n\n{answer(differences)}"
         for question, differences in zip(plan.questions, answers, strict=True)
     )
-    seeds, tests = len(plan.seeds), sum(len(differences) for differences in answers)
+    tests = sum(len(differences) for differences in answers)
+    smallest = 2 / 2 ** max((n for differences in answers for n in differences["n"]), default=1)
     chosen = f"\n## Choices\n\n{choices(plan, table)}\n" if plan.choices else ""
     return f"""# {plan.title}
 
@@ -146,10 +183,11 @@ Bands are 95 % intervals of the mean over seeds.
 
 ## Questions
 
-Models of the same seed are compared. p: exact sign-flip test of the mean difference, two-sided; with {seeds} seeds it
-cannot be below {2 / 2**seeds:.2g}. Adjusted p: Benjamini and Hochberg, over all {tests} comparisons. A difference
-counts where the adjusted p is below {analysis.LEVEL} and the 95 % interval (Student's) leaves out 0. Effect size:
-Cohen's d of the paired differences.
+Models of the same seed are compared. p: sign-flip test of the mean difference, two-sided and, up to 16 seeds, exact.
+With these seeds it cannot be below {smallest:.2g}. Adjusted p: Benjamini and Hochberg, over all {tests} comparisons;
+a difference that stood alone among them could not get below {min(1, smallest * tests):.2g}. A difference counts where
+the adjusted p is below {analysis.LEVEL} and the 95 % interval (Student's) leaves out 0. Effect size: Cohen's d of the
+paired differences.
 
 {asked}
 
@@ -181,13 +219,15 @@ def write(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str]) -
     shown = analysis.shown(plan, table)
     most = max(plan.images_per_class)
     gains = {question.ask: analysis.class_gains(table, question, most) for question in plan.questions}
+    gains = {ask: of_seeds for ask, of_seeds in gains.items() if len(of_seeds)}
     drawn = {
         "accuracy_by_images": figures.accuracy_by_images(plan, analysis.summary(shown)),
         "accuracy_by_time": figures.accuracy_by_time(plan, shown),
-        "class_gains": figures.class_gains(gains),
     }
+    if gains:
+        drawn["class_gains"] = figures.class_gains(gains)
     for name, figure in drawn.items():
         stage_figures.save(figure, folder / f"{name}.png")
-    shown.to_csv(folder / "runs.csv", index=False)
+    shown.drop(columns="rev").to_csv(folder / "runs.csv", index=False)
     page.write_text(text(plan, path, table, failed, folder.name), encoding="utf-8")
     return page

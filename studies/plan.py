@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from stages.settings import Section, Settings, UserError, leaves, one_line, read_yaml
 
 Changes = dict[str, Any]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")]
 
 
 class Model(Section):
@@ -49,7 +49,7 @@ class Plan(Section):
     images_per_class: dict[Annotated[int, Field(ge=1)], Changes] = Field(min_length=1)
     runs: dict[Name, Changes] = Field(min_length=1)
     models: dict[str, dict[str, Model]] = Field(min_length=1)
-    questions: list[Question]
+    questions: list[Question] = Field(min_length=1)
     choices: list[Choice]
 
     @model_validator(mode="after")
@@ -59,8 +59,7 @@ class Plan(Section):
         for name, model in self.named_models.items():
             if model.run not in self.runs:
                 raise ValueError(f"models: {name}: run: was {model.run!r}, expected one of {list(self.runs)}")
-        asked = [name for question in self.questions for name in (question.first, question.second)]
-        for name in [*asked, *[name for choice in self.choices for name in choice.among]]:
+        for name in [*sorted(self.asked), *[name for choice in self.choices for name in choice.among]]:
             if name not in self.named_models:
                 raise ValueError(f"questions and choices: was {name!r}, expected one of {list(self.named_models)}")
         for choice in self.choices:
@@ -74,10 +73,15 @@ class Plan(Section):
         """Every model by its full name, such as «output layer, pretrained»."""
         return {f"{way}, {origin}": model for way, origins in self.models.items() for origin, model in origins.items()}
 
+    @property
+    def asked(self) -> set[str]:
+        """The models that a question is about."""
+        return {name for question in self.questions for name in (question.first, question.second)}
+
 
 def load(path: Path) -> Plan:
     """Read a plan; raises `UserError` with one line when it is missing, is no YAML or does not fit."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", path.stem):
+    if not re.fullmatch(r"[A-Za-z0-9-]+", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
     try:
         return Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
@@ -94,7 +98,7 @@ def committed_settings() -> Changes:
 
 
 def experiment_name(study: str, run: str, images: int, seed: int) -> str:
-    return f"{study}-{run}-{images}-s{seed}"
+    return f"{study}_{run}_{images}_s{seed}"
 
 
 def experiments(plan: Plan, study: str) -> dict[str, Changes]:
@@ -109,10 +113,10 @@ def experiments(plan: Plan, study: str) -> dict[str, Changes]:
             for seed in plan.seeds:
                 changes = plan.settings | at_images | of_run | {"seed": seed}
                 name = experiment_name(study, run, images, seed)
-                wanted[name] = _checked(committed | changes, f"studies: {name}")
                 if unknown := sorted(set(changes) - set(committed)):
-                    raise UserError(f"studies: {name}: {unknown[0]}: no setting of params.yaml")
-    stages = {key.split(".")[0] for key in committed if key.endswith(".epochs")}
+                    raise UserError(f"{name}: {unknown[0]}: unknown key, expected a setting of params.yaml")
+                wanted[name] = _checked(committed | changes, name)
+    stages = {key.split(".")[0] for key in committed if key.startswith("finetune_")}
     for name, model in plan.named_models.items():
         if model.stage not in stages:
             raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {sorted(stages)}")

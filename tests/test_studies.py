@@ -18,6 +18,7 @@ from studies import analysis, page, plan, queue
 from studies.plan import Choice, Plan, Question
 
 PLANS = sorted((ROOT / "studies").glob("*.yaml"))
+ONE_MODEL = {"questions": [{"ask": "?", "first": "a, b", "second": "a, b"}], "choices": []}
 OUTPUT, LAST_TWO = "output layer, pretrained", "last two layers, pretrained"
 
 
@@ -68,8 +69,10 @@ def test_the_plans_of_the_repository_are_valid(path, monkeypatch):
         ({"settings": {"pretrain.epochs": -1}, "runs": {"pretrained": {}}}, "pretrain.epochs: was -1"),
         ({"settings": {"pretrain.epoch": 1}}, "pretrain.epoch"),
         ({"settings": {"nothing": 1}}, "nothing"),
-        ({"models": {"a": {"b": {"run": "c", "stage": "finetune_fc"}}}, "questions": [], "choices": []}, "was 'c'"),
-        ({"models": {"a": {"b": {"run": "pretrained", "stage": "x"}}}, "questions": [], "choices": []}, "was 'x'"),
+        ({"questions": []}, "questions"),
+        ({"settings": {"seed.x": 1}}, "seed.x: unknown key"),
+        (ONE_MODEL | {"models": {"a": {"b": {"run": "c", "stage": "finetune_fc"}}}}, "was 'c'"),
+        (ONE_MODEL | {"models": {"a": {"b": {"run": "pretrained", "stage": "pretrain"}}}}, "was 'pretrain'"),
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_in_one_line(change, message, tmp_path, monkeypatch):
@@ -144,9 +147,37 @@ def test_only_seeds_that_both_models_have_are_compared():
     assert answer.loc[0, "difference"] == pytest.approx(0.2)
 
 
-def test_a_choice_is_made_on_validation_images_and_hides_the_others_test_accuracies():
-    study = Plan.model_validate(tiny_plan() | {"questions": []})
+def test_what_has_no_runs_is_left_out():
+    study = Plan.model_validate(tiny_plan())
+    table = table_of({OUTPUT: [0.1, 0.2]})
+    (answer,) = answers = analysis.compare_all(table, study.questions)
+    assert answer.empty
+    assert "no runs" in page.in_short(study, answers)
+    assert analysis.class_gains(table, study.questions[0], 10).empty
+    assert "No runs." in page.choices(study, table.iloc[:0])
+
+
+def test_one_seed_has_no_interval_and_no_test():
+    table = table_of({OUTPUT: [0.1], LAST_TWO: [0.8]})
+    (answer,) = analysis.compare_all(table, [Question(ask="?", first=OUTPUT, second=LAST_TWO)])
+    assert "nan" not in page.answer(answer) + page.accuracies(analysis.summary(table))
+
+
+def test_a_run_queued_again_counts_though_an_older_commits_has_ended(monkeypatch):
+    shown = """Task     Name     Created    Status
+1111111  a_b_1_s1  02:51 AM   Running
+2222222  a_b_1_s2  02:51 AM   Queued
+3333333  a_b_1_s2  01:51 AM   Success
+
+Worker status: 1 active, 0 idle"""
+    monkeypatch.setattr(queue, "dvc", lambda *_: shown)
+    assert queue.status() == ({"a_b_1_s1": "Running", "a_b_1_s2": "Queued"}, 1)
+
+
+def test_a_choice_is_made_on_validation_images_and_hides_the_others_test_accuracies(monkeypatch):
+    study = Plan.model_validate(tiny_plan())
     table = table_of({OUTPUT: [0.1, 0.2], LAST_TWO: [0.8, 0.9]}, validation={OUTPUT: [0.7, 0.7], LAST_TWO: [0.6, 0.6]})
+    monkeypatch.setattr(type(study), "asked", {OUTPUT})  # the plan's question would have to show both
     text = page.choices(study, table)
     assert f"Chosen: **{OUTPUT}**, on validation images" in text
     assert "15.0 %" in text
@@ -216,7 +247,7 @@ def test_killed_with_all_its_processes_it_goes_on_and_writes_the_same_page(repo)
             [sys.executable, "-m", "studies", "studies/tiny.yaml"], cwd=repo.path, env=repo.environment,
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
-    while "running: tiny-" not in log.read_text():
+    while "running: tiny_" not in log.read_text():
         assert started.poll() is None, log.read_text()
         time.sleep(0.2)
     while running := processes_in(repo.path):
@@ -229,7 +260,7 @@ def test_killed_with_all_its_processes_it_goes_on_and_writes_the_same_page(repo)
     disturbed = (repo.path / "reports/study.md").read_text()
     assert "| 2       |" in disturbed
     assert study(repo).count("queueing") == 0
-    names = [f"tiny-pretrained-10-s{seed}" for seed in (1, 2)]
+    names = [f"tiny_pretrained_10_s{seed}" for seed in (1, 2)]
     assert all(name in repo.dvc("exp", "show", "--csv") for name in names)
 
     repo.dvc("exp", "remove", *names)
@@ -248,6 +279,6 @@ def test_a_failed_run_is_named_and_can_be_retried(repo):
     command = (sys.executable, "-m", "studies", "studies/broken.yaml")
     result = repo.run(*command, check=False)
     assert result.returncode == 1
-    assert "broken-pretrained-10-s1: error: data/raw/other.npz" in result.stdout
+    assert "broken_pretrained_10_s1: error: data/raw/other.npz" in result.stdout
     assert "queueing" not in repo.run(*command, check=False).stdout
     assert "queueing 1 of 1" in repo.run(*command, "--retry", check=False).stdout
