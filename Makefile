@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
+DIGITS := -S data.path=data/raw/digits.npz
 BAR := ==============================================================================
 
 .PHONY: setup run test reproduce study docs lint lock
@@ -28,9 +29,9 @@ run: $(READY)
 	elif [ $$status -eq 3 ]; then \
 	  echo; echo "$(BAR)"; \
 	  echo "CIFAR-10 CANNOT BE HAD (see above). Running the same pipeline on the BUILT-IN DIGITS:"; \
-	  echo "dvc exp run -S data.path=data/raw/digits.npz"; \
+	  echo "dvc exp run $(DIGITS)"; \
 	  echo "$(BAR)"; echo; \
-	  $(BIN)/dvc exp run -S data.path=data/raw/digits.npz || exit; \
+	  $(BIN)/dvc exp run $(DIGITS) || exit; \
 	else \
 	  exit $$status; \
 	fi; \

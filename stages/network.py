@@ -23,7 +23,13 @@ def build(image_shape: tuple[int, int, int], classes: int, params: Model, x_trai
 
     Input: raw 0-255 pixels, (N, H, W, C); output: probabilities, float32 (N, classes). Where `params.rescale` is set,
     the first layer standardises each channel with mean and variance of `x_train`, so that the input stays raw.
+    Raises `UserError` where the convolutions leave nothing to pool of images so small.
     """
+    height, width, _ = image_shape
+    most = (min(height, width) - 2) // 2  # each takes a pixel from every side, and pooling needs two
+    if len(params.conv_filters) > most:
+        wanted = f"expected at most {most} layers for images of {height}x{width} pixels"
+        raise UserError(f"params.yaml: model.conv_filters: was {params.conv_filters}, {wanted}")
     layers = [keras.Input(image_shape, name="image")]
     if params.rescale:
         layers.append(_standardise(x_train))

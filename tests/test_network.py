@@ -264,3 +264,12 @@ def test_damaged_model_is_refused_in_one_line(build, workspace, damage):
         network.load(file)
     assert "\n" not in str(error.value)
     assert "dvc repro" in str(error.value)
+
+
+def test_more_convolutions_than_the_images_have_room_for_are_refused(params):
+    model = params(**{"model.conv_filters": [4, 4, 4]}).model
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    network.build((8, 8, 3), 2, model, images)
+    deeper = params(**{"model.conv_filters": [4, 4, 4, 4]}).model
+    with pytest.raises(UserError, match=r"model\.conv_filters: was \[4, 4, 4, 4\], expected at most 3 layers"):
+        network.build((8, 8, 3), 2, deeper, images)

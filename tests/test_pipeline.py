@@ -221,3 +221,24 @@ def test_finds_what_it_has_computed_before(repo):
     (repo.path / "dvc.lock").unlink()
     assert stages_run(repo.dvc("repro")) == ["report"]
     assert repo.bytes_of(*OUTPUTS) == before
+
+
+def test_make_run_goes_on_with_the_digits_where_cifar10_cannot_be_had(tmp_path):
+    """Without a Git identity, and with standard input closed."""
+    params = tiny_params()
+    committed = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] = committed["data"] | {"source_per_class": 10, "target_per_class": 10}
+    for stage in ("pretrain", "finetune_output", "finetune_fc"):
+        params[stage] |= {"epochs": 1, "batch_size": 64}
+    path = tmp_path / "clone"
+    path.mkdir()
+    repo = Repository(path, params)
+    repo.run("git", "config", "--unset", "user.name")
+    repo.run("git", "config", "--unset", "user.email")
+    repo.environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    make = f'exec make run READY=Makefile BIN="{sys.prefix}/bin" <&-'
+    output = repo.run("sh", "-c", make).stdout
+    assert "CIFAR-10 CANNOT BE HAD" in output
+    assert stages_run(output) == STAGES
+    assert (repo.path / "reports/report.md").read_text().startswith("# Transfer learning on digits")
+    assert stages_run(repo.dvc("repro")) == []
