@@ -320,7 +320,7 @@ def what_was_run(results: list[Result], params: Settings) -> str:
     listed = ", ".join(f"`{key}`: {value}" for key, value in changed.items())
     lines.append(f"- parameters that differ from the notebook's: {listed or 'none'}")
     if not source.counts["validation"]:
-        lines.append("- curves: drawn on the test images, as in the notebook: choose no setting by them")
+        lines.append("- curves: drawn on the test images, as in the notebook; choose no setting by them")
     set_ups = {json.dumps(r.record["set_up"]): r.record["set_up"] for r in results}
     for set_up in set_ups.values():
         stages = [r.stage for r in results if r.record["set_up"] == set_up]

@@ -16,12 +16,7 @@ def style(plan: Plan) -> dict[str, dict]:
     """Colour by way of training, line and marker by origin of the weights, for each model."""
     origins = list(dict.fromkeys(origin for of_way in plan.models.values() for origin in of_way))
     return {
-        f"{way}, {origin}": {
-            "color": COLORS[i],
-            "ls": LINES[origins.index(origin) % len(LINES)],
-            "marker": "o",
-            "ms": 4,
-        }
+        f"{way}, {origin}": {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[origins.index(origin) % len(LINES)]
         for i, (way, of_way) in enumerate(plan.models.items())
         for origin in of_way
     }

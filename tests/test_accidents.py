@@ -93,23 +93,12 @@ def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
-def test_kills_at_random_moments(repo, reference, first_run):
-    seconds, rng = first_run[3], random.Random(0)
-    repo.forget("prepare", "pretrain")  # the report, which holds times, follows
-    result = repo.round(reference, [{"seconds": rng.uniform(0, 0.3) * seconds} for _ in range(3)])
-    assert result.wrong == []
-    counted["kills survived"] = len(result.kills)
-    assert result.kills
-
-
 def test_kills_in_the_middle_of_a_write_and_ctrl_c(repo, reference):
     repo.forget()
     planned = [
         {"write": "half data/prepared/target.npz"},
         {"until": "Epoch 1/", "seconds": 0, "number": signal.SIGINT},
-        {"write": "half models/pretrain.keras"},
-        {"write": "half reports/record/finetune_output.json"},
-        {"write": "half reports/predictions/finetune_fc.csv"},
+        {"write": "half models/finetune_output.keras"},
         {"write": "half reports/figures/per_class.png"},
     ]
     result = repo.round(reference, planned)
@@ -119,10 +108,8 @@ def test_kills_in_the_middle_of_a_write_and_ctrl_c(repo, reference):
     assert [stages_run(run.output) for run in result.runs] == [
         ["prepare"],
         ["prepare", "pretrain"],
-        ["pretrain"],
         ["pretrain", "finetune_output"],
-        ["finetune_output", "finetune_fc"],
-        ["finetune_fc", "report"],
+        ["finetune_output", "finetune_fc", "report"],
         ["report"],
     ]
 

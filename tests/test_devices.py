@@ -25,6 +25,8 @@ runpy.run_module(f"stages.{sys.argv[0]}", run_name="__main__", alter_sys=False)
 def run(folder, cpus, stage):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, "-c", RUN, str(cpus), *stage]
+    if stage == ["prepare"]:  # has no use for TensorFlow
+        command = [sys.executable, "-m", "stages.prepare"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
