@@ -13,7 +13,8 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stages.settings import Settings, leaves  # noqa: E402
+from stages import notebook  # noqa: E402
+from stages.settings import Settings  # noqa: E402
 
 PAGE = ROOT / "docs/settings.md"
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -98,7 +99,7 @@ def rows(model: type[BaseModel], defaults: dict, prefix: str = "") -> list[dict]
 
 def page() -> str:
     """The whole page, Markdown."""
-    defaults = dict(leaves(yaml.safe_load((ROOT / "params.yaml").read_text())))
+    defaults = notebook.SETTINGS
     files = sorted({dep for stage in PIPELINE.values() for dep in stage["deps"] if dep.startswith("stages/")})
     return TEXT.format(
         settings=pd.DataFrame(rows(Settings, defaults)).to_markdown(index=False),

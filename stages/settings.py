@@ -228,3 +228,15 @@ def leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def nested(settings: dict[str, Any]) -> dict:
+    """The opposite of `leaves`: sections from dotted keys."""
+    sections: dict = {}
+    for key, value in settings.items():
+        *names, leaf = key.split(".")
+        section = sections
+        for name in names:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return sections

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from stages.settings import Section, Settings, UserError, leaves, one_line, read_yaml
+from stages.settings import Section, Settings, UserError, leaves, nested, one_line, read_yaml
 
 Changes = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")]
@@ -124,15 +124,8 @@ def experiments(plan: Plan, study: str) -> dict[str, Changes]:
 
 
 def _checked(changes: Changes, where: str) -> Changes:
-    nested: dict = {}
-    for key, value in changes.items():
-        *sections, leaf = key.split(".")
-        section = nested
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[leaf] = value
     try:
-        Settings.model_validate(nested)
+        Settings.model_validate(nested(changes))
     except ValidationError as error:
         raise UserError(f"{where}: {one_line(error)}") from None
     return changes

@@ -1,6 +1,5 @@
 """What several test files need: a temporary workspace, settings with changes, a small dataset that can be learned."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,10 @@ import pytest
 import yaml
 
 from counting import counted
+from repository import default_params
 from stages import settings
 from stages.settings import Settings
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ["ant", "bee", "cow", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
 SUMS: Counter[str] = Counter()
 TRAIN_PER_CLASS, TEST_PER_CLASS = 20, 10
@@ -55,8 +54,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run in, with the committed params.yaml."""
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    """An empty folder to run in, with the default settings."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(default_params(), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

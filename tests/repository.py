@@ -1,5 +1,6 @@
 """A temporary copy of this repository with tiny images and a tiny network, driven through real `dvc` commands."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
+from stages import notebook
+from stages.settings import nested
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 4
@@ -25,9 +29,14 @@ def tiny_arrays(seed: int = 0, per_class: int = 24) -> dict[str, np.ndarray]:
     return arrays
 
 
+def default_params() -> dict:
+    """The notebook's settings, whatever a user has made of ``params.yaml``."""
+    return copy.deepcopy(nested(notebook.SETTINGS))
+
+
 def tiny_params() -> dict:
-    """The committed settings with a tiny dataset, network and number of epochs."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    """The default settings with a tiny dataset, network and number of epochs."""
+    params = default_params()
     params["threads"] = 2
     params["data"] |= {"path": "data/raw/tiny.npz", "source_classes": [0, 1], "target_classes": [2, 3]}
     params["model"] |= {"conv_filters": [4, 4], "dense_units": [8, 6]}

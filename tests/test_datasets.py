@@ -17,12 +17,12 @@ import yaml
 
 import archives
 from archives import BATCHES, CLASS_NAMES, Server, call, cifar_archive, sha256, text
+from repository import ROOT, default_params
 from stages import datasets
 from stages.arrays import Dataset
 from stages.datasets import Unavailable, cache_path, dataset_name, load, read_pointer
 from stages.settings import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = "cifar-10-python.tar.gz"
 GOOD = cifar_archive()
 TRAIN = [batch for batch in BATCHES if batch != "test_batch"]
@@ -508,7 +508,7 @@ def test_name_of_a_dataset(tmp_path, pointer, dead_url):
 
 def run_datasets(folder: Path, path: Path) -> subprocess.CompletedProcess:
     """Run ``python -m stages.datasets`` in a folder whose settings name a dataset, with standard input closed."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["data"]["path"] = str(path)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     return subprocess.run(

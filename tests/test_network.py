@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from repository import default_params
 from stages import network, settings
 from stages.settings import UserError
 
@@ -47,7 +48,7 @@ def notebooks_model():
 @pytest.fixture
 def committed():
     """The network of the committed settings, for CIFAR-10's images."""
-    model = settings.load(Path(network.__file__).parents[1] / "params.yaml").model
+    model = settings.Settings.model_validate(default_params()).model
     return network.build((32, 32, 3), 5, model, np.zeros((1, 32, 32, 3), np.uint8))
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from repository import ROOT
+from repository import ROOT, default_params
 
 NOTEBOOK = runpy.run_path(str(ROOT / "benchmarks/notebook.py"))
 EPOCHS = 2
@@ -25,7 +25,7 @@ EPOCHS = 2
 def params(tmp_path, monkeypatch):
     """The committed settings but for the data, the digits, and the number of epochs."""
     monkeypatch.chdir(tmp_path)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = default_params()
     params["data"]["path"] = str(ROOT / "data/raw/digits.npz")
     for stage in ("pretrain", "finetune_output", "finetune_fc"):
         params[stage]["epochs"] = EPOCHS

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from repository import ROOT, Repository, stages_run, tiny_params
+from repository import ROOT, Repository, default_params, stages_run, tiny_params
 
 STAGES = ["prepare", "pretrain", "finetune_output", "finetune_fc", "report"]
 OUTPUTS = ("data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/record/*")
@@ -217,8 +217,7 @@ def test_finds_what_it_has_computed_before(repo):
 def test_make_run_goes_on_with_the_digits_where_cifar10_cannot_be_had(tmp_path):
     """Without a Git identity, and with standard input closed."""
     params = tiny_params()
-    committed = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"] = committed["data"] | {"source_per_class": 10, "target_per_class": 10}
+    params["data"] = default_params()["data"] | {"source_per_class": 10, "target_per_class": 10}
     for stage in ("pretrain", "finetune_output", "finetune_fc"):
         params[stage] |= {"epochs": 1, "batch_size": 64}
     path = tmp_path / "clone"
@@ -227,8 +226,8 @@ def test_make_run_goes_on_with_the_digits_where_cifar10_cannot_be_had(tmp_path):
     repo.run("git", "config", "--unset", "user.name")
     repo.run("git", "config", "--unset", "user.email")
     repo.environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    make = f'exec make run READY=Makefile BIN="{sys.prefix}/bin" <&-'
-    output = repo.run("sh", "-c", make).stdout
+    (path / ".venv").symlink_to(sys.prefix)
+    output = repo.run("sh", "-c", "exec make run READY=Makefile <&-").stdout
     assert "CIFAR-10 CANNOT BE HAD" in output
     assert stages_run(output) == STAGES
     assert (repo.path / "reports/report.md").read_text().startswith("# Transfer learning on digits")

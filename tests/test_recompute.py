@@ -8,10 +8,10 @@ from dvc.repo import Repo
 
 from counting import counted
 from repository import ROOT, Repository
-from stages.settings import leaves
+from stages import notebook
 
 DOCS = runpy.run_path(str(ROOT / "docs/make_settings.py"))
-SETTINGS = [key for key, _ in leaves(yaml.safe_load((ROOT / "params.yaml").read_text()))]
+SETTINGS = list(notebook.SETTINGS)
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("stages/*.py"))
 
 
