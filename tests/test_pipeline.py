@@ -227,7 +227,7 @@ def test_make_run_goes_on_with_the_digits_where_cifar10_cannot_be_had(tmp_path):
     repo.run("git", "config", "--unset", "user.email")
     repo.environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     (path / ".venv").symlink_to(sys.prefix)
-    output = repo.run("sh", "-c", "exec make run READY=Makefile <&-").stdout
+    output = repo.run("sh", "-c", "exec make -o .venv/ready run <&-").stdout
     assert "CIFAR-10 CANNOT BE HAD" in output
     assert stages_run(output) == STAGES
     assert (repo.path / "reports/report.md").read_text().startswith("# Transfer learning on digits")
