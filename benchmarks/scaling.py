@@ -21,11 +21,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 3)]  # images times, side times
 STAGES = {
-    "prepare": ["stages.prepare"],
-    "pretrain": ["stages.pretrain"],
-    "finetune_output": ["stages.finetune", "finetune_output"],
-    "finetune_fc": ["stages.finetune", "finetune_fc"],
-    "report": ["stages.report", "pretrain", "finetune_output", "finetune_fc"],
+    name: stage["cmd"].removeprefix("exec python -m ").split()
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
 
 
