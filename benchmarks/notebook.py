@@ -47,13 +47,13 @@ def network(input_shape: tuple) -> Sequential:
     return model
 
 
-def train(model: Sequential, data: tuple) -> dict:
+def train(model: Sequential, data: tuple, epochs: int) -> dict:
     """The notebook's cells [3] and [7]: compile, fit, evaluate."""
     x_train, y_train, x_test, y_test = data
     y_train, y_test = to_categorical(y_train, CLASSES), to_categorical(y_test, CLASSES)
     model.compile(optimizer=RMSprop(learning_rate=1e-3), loss="categorical_crossentropy", metrics=["accuracy"])
     start = time()
-    history = model.fit(x_train, y_train, batch_size=64, epochs=10, verbose=2, validation_data=(x_test, y_test))
+    history = model.fit(x_train, y_train, batch_size=64, epochs=epochs, verbose=2, validation_data=(x_test, y_test))
     seconds = time() - start
     loss, accuracy = model.evaluate(x_test, y_test, verbose=0)
     return {
@@ -64,7 +64,7 @@ def train(model: Sequential, data: tuple) -> dict:
     }
 
 
-def fine_tune(pretrained: Sequential, trainable_layers: list[int], data: tuple) -> dict:
+def fine_tune(pretrained: Sequential, trainable_layers: list[int], data: tuple, epochs: int) -> dict:
     """The notebook's cells [8] and [9]: copy the network, freeze it but for some layers, train."""
     model = clone_model(pretrained)
     model.set_weights(pretrained.get_weights())
@@ -72,20 +72,22 @@ def fine_tune(pretrained: Sequential, trainable_layers: list[int], data: tuple) 
         layer.trainable = False
     for i in trainable_layers:
         model.layers[i].trainable = True
-    return train(model, data)
+    return train(model, data, epochs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
+    epochs = options.epochs
     keras.utils.set_random_seed(options.seed)
     source, target = halves(options.data)
     model = network(source[0].shape[1:])
-    results = {"pretrain": train(model, source)}
-    results["finetune_output"] = fine_tune(model, [len(model.layers) - 1], target)
-    results["finetune_fc"] = fine_tune(model, [-3, -1], target)
+    results = {"pretrain": train(model, source, epochs)}
+    results["finetune_output"] = fine_tune(model, [len(model.layers) - 1], target, epochs)
+    results["finetune_fc"] = fine_tune(model, [-3, -1], target, epochs)
     print(json.dumps(results))
 
 

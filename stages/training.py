@@ -6,6 +6,7 @@ import os
 import platform
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -163,6 +164,7 @@ def fit(model: keras.Sequential, half: Half, params: Pretrain, stage: str, featu
 
 def finish(model: keras.Sequential, half: Half, stage: str, seconds: float, threads: int) -> None:
     """Save the model, predict the test images with what was saved and record what came out."""
+    cpu = ThreadPoolExecutor(1).submit(cpuinfo.get_cpu_info)  # sleeps for a second, here beside the work
     network.save(model, MODELS / f"{stage}.keras")
     saved = keras.models.load_model(MODELS / f"{stage}.keras")
     log_probabilities = network.log_probabilities(saved, half.test.x, EVALUATION_BATCH)
@@ -181,7 +183,7 @@ def finish(model: keras.Sequential, half: Half, stage: str, seconds: float, thre
         "trainable_parameters": network.trainable_parameters(model),
         "test_accuracy": float((predicted == half.test.y).mean()),
         "test_loss": float(-log_probabilities[np.arange(len(predicted)), half.test.y].mean()),
-        "set_up": _environment(threads),
+        "set_up": _environment(threads, cpu.result()),
     }
     write_whole(REPORTS / "predictions" / f"{stage}.csv", predictions.to_csv(index=False, float_format="%.6f").encode())
     record["sha256_of"] = {
@@ -192,9 +194,8 @@ def finish(model: keras.Sequential, half: Half, stage: str, seconds: float, thre
     print(f"{stage}: test accuracy {record['test_accuracy']:.4f}, test loss {record['test_loss']:.4f}, {seconds:.1f} s")
 
 
-def _environment(threads: int) -> dict:
+def _environment(threads: int, cpu: dict) -> dict:
     """What the bits of the result depend on besides the inputs."""
-    cpu = cpuinfo.get_cpu_info()
     vectors = [flag for flag in ("amx_tile", "avx512f", "avx2", "avx", "asimd") if flag in cpu.get("flags", [])]
     return {
         "cpu": cpu.get("brand_raw", "unknown"),

@@ -32,6 +32,7 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
                 experiment = experiment_name(study, model.run, images, seed)
                 if experiment in done:
                     metrics = done[experiment].metrics
+                    trained = {"pretrain", model.stage}
                     if model.stage not in metrics:
                         raise UserError(f"{experiment}: no {model.stage} in metrics.json, expected it in report's cmd")
                     rows.append(
@@ -44,7 +45,7 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
                             "stage": model.stage,
                             "accuracy": metrics[model.stage]["test_accuracy"],
                             "validation": metrics[model.stage].get("validation_accuracy", np.nan),
-                            "seconds": metrics["pretrain"]["train_seconds"] + metrics[model.stage]["train_seconds"],
+                            "seconds": sum(metrics[stage]["train_seconds"] for stage in trained),
                         }
                     )
     return pd.DataFrame(rows)

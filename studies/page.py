@@ -127,16 +127,16 @@ def _settings(changes: Changes) -> str:
     return ", ".join(f"`{key}: {json.dumps(value, ensure_ascii=False)}`" for key, value in changes.items())
 
 
-def what_was_run(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str]) -> str:
+def what_was_run(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]) -> str:
     rows = table.drop_duplicates("experiment")
     set_ups = {_set_up(row) for _, row in rows.iterrows()}
     tests = {len(analysis.predictions(row)) for _, row in rows.drop_duplicates("images").iterrows()}
     of_all = committed_settings() | plan.settings
     differ = {key: value for key, value in of_all.items() if notebook.SETTINGS.get(key) != value}
     lines = [
-        f"- plan: `{path.as_posix()}`; {len(rows)} experiments, seeds {', '.join(map(str, plan.seeds))}",
+        f"- {len(rows)} experiments of `{command}`, seeds {', '.join(map(str, plan.seeds))}",
         f"- code and settings: those of commit {last_change()}",
-        f"- test images of the target classes: {', '.join(f'{n:,}' for n in sorted(tests))}",
+        f"- test images: {', '.join(f'{n:,}' for n in sorted(tests))}",
         f"- settings of all runs that differ from the notebook's: {_settings(differ) or 'none'}",
     ]
     lines += [f"- with {images:,} images of each class: {_settings(c)}" for images, c in plan.images_per_class.items()]
@@ -153,7 +153,7 @@ def last_change() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def text(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str], folder: str) -> str:
+def text(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str], folder: str) -> str:
     """The whole page, Markdown; nothing in it is a time, so that a rerun writes the same page."""
     shown = analysis.shown(plan, table)
     answers = analysis.compare_all(table, plan.questions)
@@ -205,14 +205,14 @@ Every run a dot, the means a line from the fewest images to the most; the second
 
 ## What was run
 
-{what_was_run(plan, path, table, failed)}
+{what_was_run(plan, command, table, failed)}
 
-This page again, running what is missing, if anything: `python -m studies {path.as_posix()}`
+This page again, running what is missing, if anything: `{command}`
 """
 
 
-def write(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str]) -> Path:
-    """Write the page, its figures and the runs; returns the page's path."""
+def write(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]) -> Path:
+    """Write the page, its figures and the runs; returns the page's path. `command` is the one that asks for it."""
     page = Path(plan.page)
     folder = page.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -229,5 +229,5 @@ def write(plan: Plan, path: Path, table: pd.DataFrame, failed: dict[str, str]) -
     for name, figure in drawn.items():
         stage_figures.save(figure, folder / f"{name}.png")
     shown.drop(columns="rev").to_csv(folder / "runs.csv", index=False)
-    page.write_text(text(plan, path, table, failed, folder.name), encoding="utf-8")
+    page.write_text(text(plan, command, table, failed, folder.name), encoding="utf-8")
     return page

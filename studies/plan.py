@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,14 +80,28 @@ class Plan(Section):
         return {name for question in self.questions for name in (question.first, question.second)}
 
 
-def load(path: Path) -> Plan:
-    """Read a plan; raises `UserError` with one line when it is missing, is no YAML or does not fit."""
+def load(path: Path, changes: Iterable[str] = ()) -> Plan:
+    """Read a plan; `changes`, each KEY=VALUE, go before its settings of all runs.
+
+    Raises `UserError` with one line when it is missing, is no YAML or does not fit.
+    """
     if not re.fullmatch(r"[A-Za-z0-9-]+", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
     try:
-        return Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
+        plan = Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
     except ValidationError as error:
         raise UserError(f"{path}: {one_line(error)}") from None
+    return plan.model_copy(update={"settings": plan.settings | dict(_change(text) for text in changes)})
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    try:
+        if equals:
+            return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise UserError(f"-S: was {text!r}, expected KEY=VALUE, such as data.path=data/raw/mine.npz")
 
 
 def committed_settings() -> Changes:
@@ -116,7 +131,7 @@ def experiments(plan: Plan, study: str) -> dict[str, Changes]:
                 if unknown := sorted(set(changes) - set(committed)):
                     raise UserError(f"{name}: {unknown[0]}: unknown key, expected a setting of params.yaml")
                 wanted[name] = _checked(committed | changes, name)
-    stages = {key.split(".")[0] for key in committed if key.startswith("finetune_")}
+    stages = {key.split(".")[0] for key in committed if key.endswith(".epochs")}
     for name, model in plan.named_models.items():
         if model.stage not in stages:
             raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {sorted(stages)}")

@@ -39,7 +39,7 @@ def notebooks_losses(params: dict) -> dict[str, list[float]]:
     fit = keras.Sequential.fit
 
     def fit_seeded(model, *arguments, **options):
-        history = fit(model, *arguments, **options | {"epochs": EPOCHS, "verbose": 0})
+        history = fit(model, *arguments, **options | {"verbose": 0})
         losses.append(history.history["loss"])
         return history
 
@@ -48,10 +48,10 @@ def notebooks_losses(params: dict) -> dict[str, list[float]]:
         source, target = NOTEBOOK["halves"](params["data"]["path"])
         keras.utils.set_random_seed(params["seed"])
         model = NOTEBOOK["network"](source[0].shape[1:])
-        NOTEBOOK["train"](model, source)
+        NOTEBOOK["train"](model, source, EPOCHS)
         for layers in ([len(model.layers) - 1], [-3, -1]):
             keras.utils.set_random_seed(params["seed"])
-            NOTEBOOK["fine_tune"](model, layers, target)
+            NOTEBOOK["fine_tune"](model, layers, target, EPOCHS)
     return dict(zip(("pretrain", "finetune_output", "finetune_fc"), losses, strict=True))
 
 

@@ -73,7 +73,7 @@ def test_the_plans_of_the_repository_are_valid(path, monkeypatch):
         ({"questions": []}, "questions"),
         ({"settings": {"seed.x": 1}}, "seed.x: unknown key"),
         (ONE_MODEL | {"models": {"a": {"b": {"run": "c", "stage": "finetune_fc"}}}}, "was 'c'"),
-        (ONE_MODEL | {"models": {"a": {"b": {"run": "pretrained", "stage": "pretrain"}}}}, "was 'pretrain'"),
+        (ONE_MODEL | {"models": {"a": {"b": {"run": "pretrained", "stage": "prepare"}}}}, "was 'prepare'"),
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_in_one_line(change, message, tmp_path, monkeypatch):
@@ -99,6 +99,14 @@ def test_interval_of_a_mean_is_students():
     low, high = analysis.mean_interval(np.array([1.0, 2.0, 3.0]))
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
     assert np.isnan(analysis.mean_interval(np.array([1.0]))).all()
+
+
+def test_settings_given_with_the_command_go_before_the_plans(tmp_path):
+    path = write(tmp_path / "tiny.yaml", tiny_plan())
+    study = plan.load(path, ["data.validation_fraction=0.5", "finetune_fc.trainable=[fc1,output]"])
+    assert study.settings == {"data.validation_fraction": 0.5, "finetune_fc.trainable": ["fc1", "output"]}
+    with pytest.raises(UserError, match="-S: was 'seed', expected KEY=VALUE"):
+        plan.load(path, ["seed"])
 
 
 @pytest.mark.parametrize("n", [2, 4, 6])
