@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +17,21 @@ from studies.plan import Changes, committed_settings, overrides
 
 TRIES = 4  # of a dvc command: it may meet the queue's worker at the same files
 POLL_SECONDS = (2, 20)  # each look at the queue takes a second from the training
-SILENT_POLLS = 3  # so often no worker answers before its runs are taken for dead: under load an answer may be late
+RUNS = Path(".dvc/tmp/exps/run")  # where DVC notes the process of each run
 WORKER_SECONDS = 60  # for a worker to start
 REQUEUED = 2  # times that a run is queued again by itself
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What DVC knows of an experiment; `state` is queued, running, failed or success.
-
-    `task` is what the queue calls it, None for one that was not queued.
-    """
+    """What DVC knows of an experiment; `state` is queued, running, failed or success."""
 
     name: str
     rev: str
     state: str
     settings: Changes
     metrics: dict
-    task: str | None
     log: Path | None
-    pid: int | None
     killed: bool
 
     def fits(self, wanted: Changes) -> bool:
@@ -47,7 +43,8 @@ class Experiment:
         if self.state == "success":
             dvc("exp", "remove", self.name)
         else:
-            dvc("queue", "remove", self.task)
+            for _ in range(2):  # the first may leave the queue's own note of it
+                dvc("queue", "remove", self.rev, must=False)
 
 
 def dvc(*arguments: str, must: bool = True) -> str:
@@ -87,9 +84,7 @@ def _experiment(entry: dict) -> Experiment:
         state=executor.get("state") or "success",  # run in the workspace, or long ago
         settings=dict(leaves(params)),
         metrics=metrics,
-        task=local.get("task_id"),
         log=Path(local["log"]) if local.get("log") else None,
-        pid=local.get("pid"),
         killed=returncode is None or returncode < 0,
     )
 
@@ -101,24 +96,45 @@ def why_failed(experiment: Experiment) -> str:
     return errors[0] if errors else f"see `dvc queue logs {experiment.name}`"
 
 
-def status() -> tuple[dict[str, str], int]:
-    """The state of what is in the queue, by name, and the number of workers."""
-    *rows, workers = dvc("queue", "status").strip().splitlines()
-    states: dict[str, str] = {}
-    for row in filter(str.strip, rows[1:]):  # what is running and queued comes before what has ended
-        states.setdefault(row.split()[1], row.split()[-1])
-    return states, sum(int(word) for word in workers.split() if word.isdigit())
+@dataclass(frozen=True)
+class Task:
+    """A line of ``dvc queue status``; `state` is Queued, Running, Failed or Success."""
+
+    rev: str
+    name: str
+    state: str
+
+
+def tasks() -> list[Task]:
+    """What is in the queue; what is running or queued comes before what has ended."""
+    _, *rows = dvc("queue", "status").split("\n\nWorker status")[0].splitlines()
+    return [Task(words[0], words[1], words[-1]) for words in map(str.split, rows) if words]
+
+
+def worker_runs() -> bool:
+    """Whether this repository has a worker, busy or not: under load it may be late to answer DVC."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "queue-worker" in process.cmdline() and Path(process.cwd()).is_relative_to(Path.cwd()):
+                return True
+    return False
 
 
 def start_worker() -> None:
-    """Start the queue's worker and wait until it answers: a second one beside it would lose experiments (dvc#10673)."""
+    """Start the queue's worker and wait until it is there: a second one beside it would lose runs (dvc#10673)."""
     command = [sys.executable, "-m", "dvc", "queue", "start"]
     # The worker lives on in the background and would hold a pipe of ours open.
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if subprocess.run(command, check=False, start_new_session=True, **quiet).returncode:
         raise UserError("dvc queue start: failed; type it to see why")
     started = time.monotonic()
-    while not status()[1] and time.monotonic() - started < WORKER_SECONDS:
+    while not worker_runs() and time.monotonic() - started < WORKER_SECONDS:
+        time.sleep(0.5)
+
+
+def wait_for_idle_worker() -> None:
+    """Wait until a worker without work has ended, as it does soon: it would lose what it is given then."""
+    while worker_runs() and not any(task.state in ("Queued", "Running") for task in tasks()):
         time.sleep(1)
 
 
@@ -138,16 +154,16 @@ def require_what_is_committed() -> None:
         )
 
 
-def remove_what_died(in_queue: dict[str, Changes]) -> None:
-    """Take out of the queue what was running when its worker was killed; DVC believes that it still runs."""
-    known = experiments()
-    for found in [known[name] for name in in_queue if name in known and known[name].state == "running"]:
-        if found.pid and not _runs_experiments(found.pid) and found.log:
-            # DVC would kill whatever has this number now.
-            found.log.with_suffix(".json").unlink(missing_ok=True)
+def note_what_died() -> None:
+    """Make DVC note as failed what was running when the worker was killed; it believes that it still runs."""
+    if worker_runs():
+        return
+    for task in (task for task in tasks() if task.state == "Running"):
+        for info in RUNS.glob(f"{task.rev}*/*.json"):
+            if not _runs_experiments(json.loads(info.read_text())["pid"]):
+                info.unlink()  # DVC would kill whatever has this number now
         for _ in range(2):  # the first kills what still runs without a worker, the second notes that nothing runs
-            dvc("queue", "kill", "--force", found.task, must=False)
-        dvc("queue", "remove", found.task)
+            dvc("queue", "kill", "--force", task.rev, must=False)
 
 
 def _runs_experiments(pid: int) -> bool:
@@ -179,21 +195,26 @@ def queue_missing(wanted: dict[str, Changes], retry: bool, requeued: Counter) ->
             missing.append(name)
         elif found.state != "success":
             in_queue.append(name)
+    if missing:
+        wait_for_idle_worker()
     for i, name in enumerate(missing, 1):
         print(f"queueing {i} of {len(missing)}: {name}", flush=True)
         dvc("exp", "run", "--queue", "--name", name, *overrides(wanted[name]))
     return failed, [*in_queue, *missing]
 
 
-def watch(in_queue: list[str], wanted: int) -> bool:
-    """Run the queue until nothing of `in_queue` is left, showing progress; False where runs died with their worker."""
-    start, silent, shown, changed = time.monotonic(), 0, None, time.monotonic()
+def watch(in_queue: list[str], wanted: int) -> None:
+    """Run the queue, showing progress, until nothing of `in_queue` is left or the worker has died of it."""
+    start, shown, changed = time.monotonic(), None, time.monotonic()
     while True:
-        states, workers = status()
+        lives = worker_runs()  # before the look at the queue: what then runs without a worker will never end
+        states: dict[str, str] = {}
+        for task in tasks():
+            states.setdefault(task.name, task.state)
         waiting = [name for name in in_queue if states.get(name) in ("Queued", "Running")]
-        if not waiting:
-            return True
         running = [name for name in waiting if states[name] == "Running"]
+        if not waiting or (running and not lives):
+            return
         if (waiting, running) != shown:
             shown, changed = (waiting, running), time.monotonic()
             text = f"{wanted - len(waiting)} of {wanted} ended; running: {', '.join(running) or 'none yet'}"
@@ -201,11 +222,8 @@ def watch(in_queue: list[str], wanted: int) -> bool:
                 left = (time.monotonic() - start) / ended * len(waiting)
                 text += f"; about {left / 60:.0f} min left"
             print(text, flush=True)
-        silent = 0 if workers else silent + 1
-        if silent and not running:
+        if not lives:
             start_worker()
-        elif silent > SILENT_POLLS:
-            return False
         shortest, longest = POLL_SECONDS
         time.sleep(min(longest, shortest + (time.monotonic() - changed) / 5))
 
@@ -215,9 +233,9 @@ def run(wanted: dict[str, Changes], retry: bool) -> dict[str, str]:
     require_what_is_committed()
     requeued: Counter[str] = Counter()
     while True:
+        note_what_died()
         failed, in_queue = queue_missing(wanted, retry, requeued)
         if not in_queue:
             return failed
-        if not watch(in_queue, len(wanted)):
-            remove_what_died(in_queue)
+        watch(in_queue, len(wanted))
         retry = False

@@ -172,7 +172,7 @@ def test_one_seed_has_no_interval_and_no_test():
     assert "nan" not in page.answer(answer) + page.accuracies(analysis.summary(table))
 
 
-def test_a_run_queued_again_counts_though_an_older_commits_has_ended(monkeypatch):
+def test_what_is_in_the_queue(monkeypatch):
     shown = """Task     Name     Created    Status
 1111111  a_b_1_s1  02:51 AM   Running
 2222222  a_b_1_s2  02:51 AM   Queued
@@ -180,11 +180,15 @@ def test_a_run_queued_again_counts_though_an_older_commits_has_ended(monkeypatch
 
 Worker status: 1 active, 0 idle"""
     monkeypatch.setattr(queue, "dvc", lambda *_: shown)
-    assert queue.status() == ({"a_b_1_s1": "Running", "a_b_1_s2": "Queued"}, 1)
+    names = [(task.rev, task.name, task.state) for task in queue.tasks()]
+    assert names[:2] == [("1111111", "a_b_1_s1", "Running"), ("2222222", "a_b_1_s2", "Queued")]
+    assert [task.state for task in queue.tasks()] == ["Running", "Queued", "Success"]
+    monkeypatch.setattr(queue, "dvc", lambda *_: "No experiment tasks in the queue.\n\nWorker status: 0 active, 0 idle")
+    assert queue.tasks() == []
 
 
 def experiment(name: str, state: str, **changes) -> queue.Experiment:
-    known = {"rev": "1", "settings": {"seed": 1}, "metrics": {}, "task": name, "log": None, "pid": 1, "killed": False}
+    known = {"rev": f"rev of {name}", "settings": {"seed": 1}, "metrics": {}, "log": None, "killed": False}
     return queue.Experiment(name=name, state=state, **known | changes)
 
 
@@ -198,6 +202,7 @@ def test_what_is_queued_again(monkeypatch):
         experiment("queued", "queued"),
     ]
     commands = []
+    monkeypatch.setattr(queue, "worker_runs", lambda: False)
     monkeypatch.setattr(queue, "experiments", lambda: {found.name: found for found in known})
     monkeypatch.setattr(queue, "dvc", lambda *arguments, **_: commands.append(arguments))
     failed, in_queue = queue.queue_missing(wanted, False, requeued := Counter())
@@ -205,7 +210,7 @@ def test_what_is_queued_again(monkeypatch):
     assert in_queue == ["queued", "new", "changed", "killed"]
     assert requeued == {"changed": 1, "killed": 1}
     assert ("exp", "remove", "changed") in commands
-    assert ("queue", "remove", "killed") in commands
+    assert ("queue", "remove", "rev of killed") in commands
     assert [command[4] for command in commands if command[1] == "run"] == ["new", "changed", "killed"]
     assert queue.queue_missing(wanted, True, Counter())[1] == ["queued", "new", "changed", "failed", "killed"]
     assert set(queue.queue_missing({"killed": {"seed": 1}}, False, Counter(killed=queue.REQUEUED))[0]) == {"killed"}
