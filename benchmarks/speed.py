@@ -3,7 +3,8 @@
 Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``); in a fresh clone with
 an empty cache `dvc repro`; there `finetune_fc` with another learning rate; `dvc repro` with nothing to do; a changed
 ``report.py``; and in another fresh clone the fast recipe. Prints ratios to the notebook's code of the same round:
-minimum, median and maximum over the rounds, and the largest peak memory. Seeds are 1, 2, ... by round.
+minimum, median and maximum over the rounds, and the largest peak memory; draws ``docs/speed.png``, accuracy against
+seconds of training. Seeds are 1, 2, ... by round.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +62,7 @@ def metrics(folder: Path) -> dict:
 
 
 def one_round(seed: int, data: Path, where: Path) -> tuple[dict, dict, dict]:
-    """Seconds by what was run, peak memory in GB, and test accuracies by model."""
+    """Seconds by what was run, peak memory in GB, and metrics by recipe and model."""
     dvc = [sys.executable, "-m", "dvc"]
     seconds, memory = {}, {}
 
@@ -87,9 +89,7 @@ def one_round(seed: int, data: Path, where: Path) -> tuple[dict, dict, dict]:
     step("report.py changed", [*dvc, "repro"], folder)
     folder = clone(where / "fast", seed, data)
     step("fast recipe, end to end", [*dvc, "exp", "run", *FAST.read_text().split()], folder)
-    results = {"notebook": notebook, "default recipe": default, "fast recipe": metrics(folder)}
-    accuracies = {name: {stage: r["test_accuracy"] for stage, r in run.items()} for name, run in results.items()}
-    return seconds, memory, accuracies
+    return seconds, memory, {"notebook's code": notebook, "default recipe": default, "fast recipe": metrics(folder)}
 
 
 def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -110,6 +110,38 @@ def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
 
 
+def results_table(rounds: list[dict]) -> pd.DataFrame:
+    """One row for each round, recipe and model: its test accuracy, and the seconds of all training it takes."""
+    return pd.DataFrame(
+        {
+            "recipe": recipe,
+            "model": stage,
+            "test accuracy": result["test_accuracy"],
+            "seconds": sum(run[name]["train_seconds"] for name in {"pretrain", stage}),
+        }
+        for results in rounds
+        for recipe, run in results.items()
+        for stage, result in run.items()
+    )
+
+
+def draw(results: pd.DataFrame, path: Path) -> None:
+    """Accuracy against seconds of training for every model: each run a dot, the means with standard deviations."""
+    models = list(results["model"].unique())
+    figure, axes = plt.subplots(1, len(models), figsize=(11, 3.8), layout="constrained")
+    for ax, model in zip(axes, models, strict=True):
+        for i, (recipe, rows) in enumerate(results[results["model"] == model].groupby("recipe", sort=False)):
+            points, style = rows[["seconds", "test accuracy"]], {"color": f"C{i}"}
+            ax.scatter(*points.to_numpy().T, s=14, alpha=0.5, **style)
+            x_spread, y_spread = points.std()
+            ax.errorbar(*points.mean(), y_spread, x_spread, fmt="o", capsize=3, label=recipe, **style)
+        ax.set(title=model, xlabel="seconds of training, pretraining included", xlim=(0, None))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -119,14 +151,16 @@ def main() -> None:
     for seed in range(1, options.rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
             rounds.append(one_round(seed, options.data.resolve(), Path(folder)))
-    seconds, memory, accuracies = zip(*rounds, strict=True)
+    seconds, memory, results = zip(*rounds, strict=True)
+    table = results_table(results)
     print(f"{options.rounds} rounds, {os.cpu_count()} cores\n")
     print(ratios(pd.DataFrame(seconds)).to_markdown(disable_numparse=True))
     print("\nPeak memory of the largest process, GB\n")
     print(pd.DataFrame(memory).max().round(2).rename("GB").to_markdown())
-    print("\nTest accuracies, mean over the rounds\n")
-    means = {name: pd.DataFrame([run[name] for run in accuracies]).mean() for name in accuracies[0]}
-    print(pd.DataFrame(means).T.round(4).to_markdown())
+    print("\nTest accuracies, mean and standard deviation over the rounds\n")
+    accuracies = table.groupby(["recipe", "model"], sort=False)["test accuracy"].agg(["mean", "std", "min"])
+    print(accuracies.round(4).to_markdown())
+    draw(table, ROOT / "docs/speed.png")
 
 
 if __name__ == "__main__":
