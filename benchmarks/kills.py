@@ -27,8 +27,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from repository import ROOT, Repository, stages_run
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+from repository import ROOT, Repository, stages_run  # noqa: E402
 
 IN_A_ROW = 3
 MOMENTS = ("before", "half", "after")

@@ -1,0 +1,18 @@
+"""The benchmarks start where and as their first lines say; what they measure is not asserted."""
+
+import subprocess
+import sys
+
+import pytest
+
+from repository import ROOT
+
+SCRIPTS = [path for path in sorted(ROOT.glob("benchmarks/*.py")) if "argparse" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_starts_in_any_folder(path, tmp_path):
+    command = [sys.executable, str(path), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: {path.name}")
