@@ -68,13 +68,17 @@ def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["model", "images"])
 
 
+def _rounded_mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    return np.mean(a - b, axis=axis).round(12)  # else flips that are ties differ in their last digit
+
+
 def sign_flip_p(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p of the paired permutation test of the mean difference: every difference's sign is flipped.
 
     Exact up to 16 pairs. With n pairs it cannot be below 2 / 2**n (Fisher, 1935).
     """
     test = stats.permutation_test(
-        (second, first), lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples", vectorized=True,
+        (second, first), _rounded_mean_difference, permutation_type="samples", vectorized=True,
         n_resamples=EXACT, rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(test.pvalue)
@@ -165,13 +169,15 @@ def _by_class(row: pd.Series) -> pd.Series:
 def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
     """The candidates of a choice, best first, and whether they were judged on validation images.
 
-    Without validation images they are judged on the test images. Columns as in `summary`; index: models. Empty where
-    none has been run.
+    Without validation images they are judged on the test images. Columns as in `summary`; index: models. Only seeds
+    count that all candidates have been run with; empty where there are none.
     """
     part = table[(table["images"] == choice.images_per_class) & table["model"].isin(choice.among)]
-    held_out = bool(part["validation"].notna().all())
+    there = part.groupby("seed")["model"].nunique()
+    part = part[part["seed"].isin(there.index[there == len(choice.among)])]  # means over the same seeds
     if part.empty:
-        return pd.DataFrame(), held_out
+        return pd.DataFrame(), False
+    held_out = bool(part["validation"].notna().all())
     judged = summary(part, "validation" if held_out else "accuracy").droplevel("images")
     return judged.sort_values("mean", ascending=False, kind="stable"), held_out
 

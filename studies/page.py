@@ -1,6 +1,7 @@
 """Write a study's page: ``study.md``, its figures and a table of all runs."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -88,11 +89,12 @@ def choices(plan: Plan, table: pd.DataFrame) -> str:
         judged, held_out = analysis.choose(table, choice)
         heading = f"### {plain(choice.choose)}, {choice.images_per_class:,} images of each class"
         if judged.empty:
-            parts.append(f"{heading}\n\nNo runs.")
+            parts.append(f"{heading}\n\nNo seed has all the candidates' runs.")
             continue
         kind = "validation" if held_out else "test"
         rows = [
-            {"candidate": plain(name), f"{kind} accuracy, %": mean_and_spread(row)} for name, row in judged.iterrows()
+            {"candidate": plain(name), f"{kind} accuracy, %": mean_and_spread(row), "seeds": f"{row['n']:.0f}"}
+            for name, row in judged.iterrows()
         ]
         tested = analysis.summary(table[table["model"] == judged.index[0]]).loc[
             (judged.index[0], choice.images_per_class)
@@ -136,7 +138,7 @@ def what_was_run(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str
     lines = [
         f"- {len(rows)} experiments of `{command}`, seeds {', '.join(map(str, plan.seeds))}",
         f"- code and settings: those of commit {last_change()}",
-        f"- test images: {', '.join(f'{n:,}' for n in sorted(tests))}",
+        f"- dataset: `{of_all['data.path']}`; test images: {', '.join(f'{n:,}' for n in sorted(tests))}",
         f"- settings of all runs that differ from the notebook's: {_settings(differ) or 'none'}",
     ]
     lines += [f"- with {images:,} images of each class: {_settings(c)}" for images, c in plan.images_per_class.items()]
@@ -153,27 +155,49 @@ def last_change() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def text(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str], folder: str) -> str:
-    """The whole page, Markdown; nothing in it is a time, so that a rerun writes the same page."""
+def what_can_be_shown(answers: list[pd.DataFrame]) -> str:
+    """How small p can get with so many seeds, and how many of so many comparisons must get there."""
+    tested = pd.concat(answers).dropna(subset="p")
+    if tested.empty:
+        return "No comparison has two seeds: none could be tested."
+    smallest = 2 / 2 ** tested["n"].max()
+    needed = math.floor(smallest * len(tested) / analysis.LEVEL) + 1
+    text = f"With {tested['n'].max():.0f} seeds p cannot be below {smallest:.2g}"
+    if needed > len(tested):
+        return f"{text}: too few seeds to show any difference."
+    return f"{text}: of the {len(tested)} comparisons at least {needed} must get there for any to count."
+
+
+def text(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str], drawn: dict[str, str]) -> str:
+    """The whole page, Markdown; nothing in it is a time, so that a rerun writes the same page.
+
+    `drawn` has the figures' paths by name.
+    """
     shown = analysis.shown(plan, table)
     answers = analysis.compare_all(table, plan.questions)
     asked = "\n\n".join(
         f"### {question.ask}\n\n{plain(question.second)} minus {plain(question.first)}:\n\n{answer(differences)}"
         for question, differences in zip(plan.questions, answers, strict=True)
     )
-    tests = sum(len(differences) for differences in answers)
-    smallest = 2 / 2 ** max((n for differences in answers for n in differences["n"]), default=1)
+    folder = Path(drawn["accuracy_by_images"]).parent
+    gains = "No question has both models' runs."
+    if "class_gains" in drawn:
+        gains = f"Gains in test accuracy with {max(plan.images_per_class):,} images of each class, a dot for each seed:"
+        gains += f"\n\n![gains by class]({drawn['class_gains']})"
     chosen = f"\n## Choices\n\n{choices(plan, table)}\n" if plan.choices else ""
     return f"""# {plan.title}
 
 {in_short(plan, answers)}
 
 In brackets: the mean difference in points of test accuracy. «Inconclusive» says that these runs show no difference, not
-that there is none.
+that there is none. Every run is tested on the same test images: what is said here is about other seeds, not about other
+images.
+
+{plain(plan.notes.strip())}
 
 ## Accuracy by number of training images
 
-![test accuracy by number of images]({folder}/accuracy_by_images.png)
+![test accuracy by number of images]({drawn["accuracy_by_images"]})
 
 Bands are 95 % intervals of the mean over seeds.
 
@@ -184,24 +208,23 @@ Bands are 95 % intervals of the mean over seeds.
 ## Questions
 
 Models of the same seed are compared. p: sign-flip test of the mean difference, two-sided and, up to 16 seeds, exact.
-With these seeds it cannot be below {smallest:.2g}. Adjusted p: Benjamini and Hochberg, over all {tests} comparisons;
-a difference that stood alone among them could not get below {min(1, smallest * tests):.2g}. A difference counts where
-the adjusted p is below {analysis.LEVEL} and the 95 % interval (Student's) leaves out 0. Effect size: Cohen's d of the
-paired differences.
+Adjusted p: Benjamini and Hochberg's over all comparisons, which holds down the share of false ones among the verdicts.
+{what_can_be_shown(answers)}
+A difference counts where the adjusted p is below {analysis.LEVEL} and the 95 % interval (Student's) leaves out 0.
+Effect size: Cohen's d of the paired differences, which comes out too large from few seeds.
 
 {asked}
 
 ## By class
 
-Gains in test accuracy with {max(plan.images_per_class):,} images of each class, a dot for each seed:
-
-![gains by class]({folder}/class_gains.png)
+{gains}
 {chosen}
 ## Training time
 
-Every run a dot, the means a line from the fewest images to the most; the seconds are in `{folder}/runs.csv`.
+Every run a dot, the means a line from the fewest images to the most; the seconds are in `{folder}/runs.csv`. They are
+those of each training when it was run, whatever else the machine did then.
 
-![test accuracy by training time]({folder}/accuracy_by_time.png)
+![test accuracy by training time]({drawn["accuracy_by_time"]})
 
 ## What was run
 
@@ -229,5 +252,6 @@ def write(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str])
     for name, figure in drawn.items():
         stage_figures.save(figure, folder / f"{name}.png")
     shown.drop(columns="rev").to_csv(folder / "runs.csv", index=False)
-    page.write_text(text(plan, command, table, failed, folder.name), encoding="utf-8")
+    paths = {name: f"{folder.name}/{name}.png" for name in drawn}
+    page.write_text(text(plan, command, table, failed, paths), encoding="utf-8")
     return page

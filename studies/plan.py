@@ -31,6 +31,12 @@ class Question(Section):
     first: str
     second: str
 
+    @model_validator(mode="after")
+    def _of_two(self):
+        if self.first == self.second:
+            raise ValueError(f"second: was {self.second!r}, expected another model than the first")
+        return self
+
 
 class Choice(Section):
     """Which of several models to take, chosen on validation images at one number of training images."""
@@ -44,6 +50,7 @@ class Plan(Section):
     """A plan file; settings are keys of ``params.yaml``, those that are not named have their committed values."""
 
     title: str
+    notes: str = Field(description="what a reader of the page has to know besides: of the images, of the recipe")
     page: str = Field(pattern=r"\.md$")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     settings: Changes
@@ -64,6 +71,8 @@ class Plan(Section):
             if name not in self.named_models:
                 raise ValueError(f"questions and choices: was {name!r}, expected one of {list(self.named_models)}")
         for choice in self.choices:
+            if len(set(choice.among)) < len(choice.among):
+                raise ValueError(f"choices: among: was {choice.among}, expected each once")
             if choice.images_per_class not in self.images_per_class:
                 known = list(self.images_per_class)
                 raise ValueError(f"choices: images_per_class: was {choice.images_per_class}, expected one of {known}")
@@ -83,7 +92,7 @@ class Plan(Section):
 def load(path: Path, changes: Iterable[str] = ()) -> Plan:
     """Read a plan; `changes`, each KEY=VALUE, go before its settings of all runs.
 
-    Raises `UserError` with one line when it is missing, is no YAML or does not fit.
+    Raises `UserError` with one line when it is missing, is no YAML or does not fit, or a change would have no effect.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
@@ -91,7 +100,11 @@ def load(path: Path, changes: Iterable[str] = ()) -> Plan:
         plan = Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
     except ValidationError as error:
         raise UserError(f"{path}: {one_line(error)}") from None
-    return plan.model_copy(update={"settings": plan.settings | dict(_change(text) for text in changes)})
+    changed = dict(_change(text) for text in changes)
+    of_some = {key for part in (plan.images_per_class, plan.runs) for settings in part.values() for key in settings}
+    if fixed := sorted({"seed", *of_some} & set(changed)):
+        raise UserError(f"-S {fixed[0]}: set by {path} itself for some of the runs, expected another setting")
+    return plan.model_copy(update={"settings": plan.settings | changed})
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -119,7 +132,8 @@ def experiment_name(study: str, run: str, images: int, seed: int) -> str:
 def experiments(plan: Plan, study: str) -> dict[str, Changes]:
     """Every experiment that the plan asks for: its name and all its settings, by dotted key.
 
-    Raises `UserError` where a setting does not exist or has a value that is not allowed, or a stage does not exist.
+    Raises `UserError` where a setting does not exist or has a value that is not allowed, a stage does not exist, or a
+    question is about models of different images.
     """
     committed = committed_settings()
     wanted = {}
@@ -131,11 +145,28 @@ def experiments(plan: Plan, study: str) -> dict[str, Changes]:
                 if unknown := sorted(set(changes) - set(committed)):
                     raise UserError(f"{name}: {unknown[0]}: unknown key, expected a setting of params.yaml")
                 wanted[name] = _checked(committed | changes, name)
+                if wanted[name]["data.target_per_class"] != images:
+                    was = wanted[name]["data.target_per_class"]
+                    raise UserError(
+                        f"{name}: data.target_per_class: was {was}, expected {images}, as images_per_class has it"
+                    )
     stages = {key.split(".")[0] for key in committed if key.endswith(".epochs")}
     for name, model in plan.named_models.items():
         if model.stage not in stages:
             raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {sorted(stages)}")
+    for question in plan.questions:
+        first, second = (_tested_on(plan, study, name, wanted) for name in (question.first, question.second))
+        if first != second:
+            raise UserError(f"questions: {question.ask!r}: tested on {first} and {second}, expected the same classes")
     return wanted
+
+
+def _tested_on(plan: Plan, study: str, name: str, wanted: dict[str, Changes]) -> tuple[str, list]:
+    """The dataset and the classes that a model is tested on."""
+    model = plan.named_models[name]
+    settings = wanted[experiment_name(study, model.run, next(iter(plan.images_per_class)), plan.seeds[0])]
+    half = "source" if model.stage == "pretrain" else "target"
+    return settings["data.path"], settings[f"data.{half}_classes"]
 
 
 def _checked(changes: Changes, where: str) -> Changes:

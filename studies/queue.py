@@ -1,6 +1,8 @@
 """Run a study's experiments through DVC's own queue: queue what is missing, watch, and name what failed."""
 
+import fcntl
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,10 +15,12 @@ import psutil
 import yaml
 
 from stages.settings import UserError, leaves
+from studies import workspace
 from studies.plan import Changes, committed_settings, overrides
 
 TRIES = 4  # of a dvc command: it may meet the queue's worker at the same files
 POLL_SECONDS = (2, 20)  # each look at the queue takes a second from the training
+LOCK = Path(".dvc/tmp/study.lock")
 RUNS = Path(".dvc/tmp/exps/run")  # where DVC notes the process of each run
 WORKER_SECONDS = 60  # for a worker to start
 REQUEUED = 2  # times that a run is queued again by itself
@@ -50,19 +54,24 @@ class Experiment:
 def dvc(*arguments: str, must: bool = True) -> str:
     """What a ``dvc`` command prints; raises `UserError` when it fails again and again, where it `must` succeed.
 
-    It has a session of its own: a Ctrl-C is for the study, not for a half-made entry of the queue.
+    It has a session of its own and is waited for: a Ctrl-C is for the study, not for a half-made entry of the queue.
     """
     for attempt in range(1, TRIES + 1):
-        result = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        if result.returncode == 0 or not must:
+        try:
+            output, errors = process.communicate()
+        except KeyboardInterrupt:
+            process.communicate()
+            raise
+        if process.returncode == 0 or not must:
             break
         if attempt == TRIES:
-            raise UserError(f"dvc {' '.join(arguments[:3])} …: {' '.join(result.stderr.split())}")
+            raise UserError(f"dvc {' '.join(arguments[:3])} …: {' '.join(errors.split())}")
         time.sleep(attempt)
-    return result.stdout
+    return output
 
 
 def experiments() -> dict[str, Experiment]:
@@ -90,9 +99,13 @@ def _experiment(entry: dict) -> Experiment:
 
 
 def why_failed(experiment: Experiment) -> str:
-    """The error that ended an experiment, one line of its log."""
-    lines = experiment.log.read_text(errors="replace").splitlines() if experiment.log else []
-    errors = [line.strip() for line in lines if line.lower().startswith("error: ")]
+    """The error that ended an experiment, one line of its log: a stage's own, or the end of a traceback."""
+    try:
+        lines = experiment.log.read_text(errors="replace").splitlines() if experiment.log else []
+    except OSError:
+        lines = []
+    errors = [line.strip() for line in lines if line.startswith("error: ")]
+    errors += [line.strip() for line in lines if re.match(r"[\w.]+(Error|Exception|Exit): ", line)]
     return errors[0] if errors else f"see `dvc queue logs {experiment.name}`"
 
 
@@ -138,8 +151,10 @@ def wait_for_idle_worker() -> None:
         time.sleep(1)
 
 
-def require_what_is_committed() -> None:
-    """Raise `UserError` where the code differs from what is committed, or ``params.yaml`` has other keys.
+def require_what_is_committed() -> str:
+    """The commit whose runs these are.
+
+    Raise `UserError` where the code differs from what is committed, or ``params.yaml`` has other keys.
 
     Experiments belong to a commit. Other values in ``params.yaml`` do not matter, as the plan sets every one.
     """
@@ -152,6 +167,7 @@ def require_what_is_committed() -> None:
         raise UserError(
             f"{', '.join(changed)}: changed since the last commit; commit it: a study runs what is committed"
         )
+    return workspace.git("rev-parse", "HEAD")
 
 
 def note_what_died() -> None:
@@ -191,6 +207,8 @@ def queue_missing(wanted: dict[str, Changes], retry: bool, requeued: Counter) ->
             if requeued[name] == REQUEUED:
                 raise UserError(f"{name}: has other settings than it was queued with, again and again")
             requeued[name] += 1
+            why = "it failed or was killed" if found.fits(settings) else "the one there has other settings"
+            print(f"again: {name}, as {why}", flush=True)
             found.remove()
             missing.append(name)
         elif found.state != "success":
@@ -199,12 +217,14 @@ def queue_missing(wanted: dict[str, Changes], retry: bool, requeued: Counter) ->
         wait_for_idle_worker()
     for i, name in enumerate(missing, 1):
         print(f"queueing {i} of {len(missing)}: {name}", flush=True)
-        dvc("exp", "run", "--queue", "--name", name, *overrides(wanted[name]))
+        with workspace.noted():
+            dvc("exp", "run", "--queue", "--name", name, *overrides(wanted[name]))
     return failed, [*in_queue, *missing]
 
 
 def watch(in_queue: list[str], wanted: int) -> None:
     """Run the queue, showing progress, until nothing of `in_queue` is left or the worker has died of it."""
+    workers = 0
     start, shown, changed = time.monotonic(), None, time.monotonic()
     while True:
         lives = worker_runs()  # before the look at the queue: what then runs without a worker will never end
@@ -216,23 +236,38 @@ def watch(in_queue: list[str], wanted: int) -> None:
         if not waiting or (running and not lives):
             return
         if (waiting, running) != shown:
-            shown, changed = (waiting, running), time.monotonic()
+            shown, changed, workers = (waiting, running), time.monotonic(), 0
             text = f"{wanted - len(waiting)} of {wanted} ended; running: {', '.join(running) or 'none yet'}"
             if ended := len(in_queue) - len(waiting):
                 left = (time.monotonic() - start) / ended * len(waiting)
                 text += f"; about {left / 60:.0f} min left"
             print(text, flush=True)
         if not lives:
+            if workers == TRIES:
+                raise UserError(f"dvc queue start: {workers} workers in turn ended without running anything")
+            workers += 1
             start_worker()
         shortest, longest = POLL_SECONDS
         time.sleep(min(longest, shortest + (time.monotonic() - changed) / 5))
 
 
 def run(wanted: dict[str, Changes], retry: bool) -> dict[str, str]:
-    """Run what is missing until all has ended; returns why experiments failed, by name."""
-    require_what_is_committed()
+    """Run what is missing until all has ended; returns why experiments failed, by name.
+
+    Raises `UserError` where another study runs here, or another commit is checked out meanwhile.
+    """
+    LOCK.parent.mkdir(exist_ok=True)
+    lock = LOCK.open("w")  # let go by the system however this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{LOCK}: another study runs in this repository; wait for its end") from None
+    workspace.mend()
+    commit = require_what_is_committed()
     requeued: Counter[str] = Counter()
     while True:
+        if require_what_is_committed() != commit:
+            raise UserError(f"another commit is checked out, expected {commit[:7]}; the same command starts anew on it")
         note_what_died()
         failed, in_queue = queue_missing(wanted, retry, requeued)
         if not in_queue:

@@ -15,11 +15,12 @@ import yaml
 
 from repository import ROOT, Repository, tiny_params
 from stages.settings import UserError
-from studies import analysis, page, plan, queue
+from studies import analysis, page, plan, queue, workspace
 from studies.plan import Choice, Plan, Question
 
 PLANS = sorted((ROOT / "studies").glob("*.yaml"))
-ONE_MODEL = {"questions": [{"ask": "?", "first": "a, b", "second": "a, b"}], "choices": []}
+TWO_MODELS = {"questions": [{"ask": "?", "first": "a, b", "second": "a, c"}], "choices": []}
+MODEL = {"run": "pretrained", "stage": "finetune_fc"}
 OUTPUT, LAST_TWO = "output layer, pretrained", "last two layers, pretrained"
 
 
@@ -27,6 +28,7 @@ def tiny_plan() -> dict:
     """A plan of one experiment for the repository of tests/repository.py."""
     return {
         "title": "Which layers?",
+        "notes": "Tiny images.",
         "page": "reports/study.md",
         "seeds": [1],
         "settings": {"data.validation_fraction": 0.25},
@@ -72,8 +74,12 @@ def test_the_plans_of_the_repository_are_valid(path, monkeypatch):
         ({"settings": {"nothing": 1}}, "nothing"),
         ({"questions": []}, "questions"),
         ({"settings": {"seed.x": 1}}, "seed.x: unknown key"),
-        (ONE_MODEL | {"models": {"a": {"b": {"run": "c", "stage": "finetune_fc"}}}}, "was 'c'"),
-        (ONE_MODEL | {"models": {"a": {"b": {"run": "pretrained", "stage": "prepare"}}}}, "was 'prepare'"),
+        (TWO_MODELS | {"models": {"a": {"b": MODEL, "c": MODEL | {"run": "c"}}}}, "was 'c'"),
+        (TWO_MODELS | {"models": {"a": {"b": MODEL, "c": MODEL | {"stage": "prepare"}}}}, "was 'prepare'"),
+        (TWO_MODELS | {"models": {"a": {"b": MODEL, "c": MODEL | {"stage": "pretrain"}}}}, "expected the same classes"),
+        ({"questions": [{"ask": "?", "first": OUTPUT, "second": OUTPUT}]}, "expected another model"),
+        ({"choices": [{"choose": "x", "among": [OUTPUT, OUTPUT], "images_per_class": 10}]}, "expected each once"),
+        ({"images_per_class": {10: {"data.target_per_class": 20}}}, "data.target_per_class: was 20, expected 10"),
     ],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_in_one_line(change, message, tmp_path, monkeypatch):
@@ -107,6 +113,8 @@ def test_settings_given_with_the_command_go_before_the_plans(tmp_path):
     assert study.settings == {"data.validation_fraction": 0.5, "finetune_fc.trainable": ["fc1", "output"]}
     with pytest.raises(UserError, match="-S: was 'seed', expected KEY=VALUE"):
         plan.load(path, ["seed"])
+    with pytest.raises(UserError, match=r"pretrain\.epochs: set by"):
+        plan.load(path, ["pretrain.epochs=2"])
 
 
 @pytest.mark.parametrize("n", [2, 4, 6])
@@ -114,6 +122,11 @@ def test_the_sign_flip_test_cannot_be_below_its_smallest_p(n):
     first = np.linspace(0.5, 0.6, n)
     assert analysis.sign_flip_p(first, first + np.linspace(0.1, 0.2, n)) == pytest.approx(2 / 2**n)
     assert analysis.sign_flip_p(first, first) == 1
+
+
+def test_the_sign_flip_test_counts_ties_as_ties():
+    first, difference = np.array([3001, 3107, 2903, 3019, 3251, 2899, 3011, 3007]), np.array([1, 0, -1, 1, 7, 5, 5, 5])
+    assert analysis.sign_flip_p(first / 5000, (first + difference) / 5000) == pytest.approx(16 / 2**8)
 
 
 def test_the_sign_flip_test_counts_every_flip():
@@ -163,7 +176,22 @@ def test_what_has_no_runs_is_left_out():
     assert answer.empty
     assert "no runs" in page.in_short(study, answers)
     assert analysis.class_gains(table, study.questions[0], 10).empty
-    assert "No runs." in page.choices(study, table.iloc[:0])
+    assert "No seed has all" in page.choices(study, table)
+    assert "none could be tested" in page.what_can_be_shown(answers)
+
+
+@pytest.mark.parametrize(("seeds", "models", "said"), [(8, 9, "at least 2"), (6, 1, "at least 1"), (5, 3, "too few")])
+def test_what_so_many_seeds_can_show(seeds, models, said):
+    table = table_of({f"m{i}": [0.5 + 0.01 * seed for seed in range(seeds)] for i in range(models + 1)})
+    questions = [Question(ask="?", first="m0", second=f"m{i}") for i in range(1, models + 1)]
+    assert said in page.what_can_be_shown(analysis.compare_all(table, questions))
+
+
+def test_a_choice_compares_the_seeds_that_all_candidates_have():
+    table = table_of({OUTPUT: [0.1, 0.2, 0.9], LAST_TWO: [0.3, 0.4]})
+    judged, _ = analysis.choose(table, Choice(**tiny_plan()["choices"][0]))
+    assert judged.index[0] == LAST_TWO
+    assert set(judged["n"]) == {2}
 
 
 def test_one_seed_has_no_interval_and_no_test():
@@ -281,28 +309,65 @@ def test_a_study_refuses_code_that_is_not_committed(repo):
     assert "stages/report.py: changed since the last commit" in output
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_killed_with_all_its_processes_it_goes_on_and_writes_the_same_page(repo):
+def killed_at(repo: Repository, text: str, seconds: float = 0) -> None:
+    """Start the study, and kill it and all that it started so many seconds after it has printed a text."""
     log = repo.path.with_name("study.log")
     with log.open("w") as file:
         started = subprocess.Popen(
             [sys.executable, "-m", "studies", "studies/tiny.yaml"], cwd=repo.path, env=repo.environment,
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
-    while "running: tiny_" not in log.read_text():
+    while text not in log.read_text():
         assert started.poll() is None, log.read_text()
-        time.sleep(0.2)
+        time.sleep(0.02)
+    time.sleep(seconds)
     while running := processes_in(repo.path):
         for process in running:
             os.kill(process, signal.SIGKILL)
         started.poll()
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+@pytest.mark.parametrize("left_in_stash", [True, False])
+def test_what_a_kill_while_queueing_leaves_is_undone(repo, monkeypatch, changed, left_in_stash):
+    """As DVC's steps come: the user's changes into the stash, HEAD detached, params.yaml of a run, its own stash."""
+    monkeypatch.chdir(repo.path)
+    readme, params = repo.path / "README.md", repo.path / "params.yaml"
+    before = params.read_text()
+    text = readme.read_text() + "changed\n" if changed else readme.read_text()
+    readme.write_text(text)
+    killed = "import os; from studies import workspace\nwith workspace.noted(): os.kill(os.getpid(), 9)"
+    repo.run(sys.executable, "-c", killed, check=False)
+    if changed:
+        repo.run("git", "stash", "push", "-q")
+    repo.run("git", "checkout", "-q", "--detach")
+    params.write_text("seed: 7\n")
+    repo.run("git", "add", "params.yaml")
+    if left_in_stash:
+        repo.run("git", "stash", "push", "-q", "-m", "dvc-exp:1:1:tiny")
+    (repo.path / ".git/index.lock").touch()
+    workspace.mend()
+    assert repo.run("git", "symbolic-ref", "HEAD").stdout == "refs/heads/main\n"
+    assert (readme.read_text(), params.read_text()) == (text, before)
+    assert repo.run("git", "stash", "list").stdout == ""
+    assert not workspace.NOTE.exists()
+    repo.run("git", "checkout", "-q", "README.md")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_with_all_its_processes_it_goes_on_and_writes_the_same_page(repo):
+    for seconds in (0.4, 0.8):
+        killed_at(repo, "queueing 1 of 1", seconds)
+    killed_at(repo, "running: tiny_")
     output = study(repo)
     assert "queueing 1 of 1" in output
     disturbed = (repo.path / "reports/study.md").read_text()
     assert "queueing" not in study(repo)
     name = "tiny_pretrained_10_s1"
     assert name in repo.dvc("exp", "show", "--csv")
+    assert repo.run("git", "symbolic-ref", "HEAD").stdout == "refs/heads/main\n"
+    assert repo.run("git", "status", "--short", "--untracked-files=no").stdout == ""
 
     repo.dvc("exp", "remove", name)
     repo.run("rm", "-rf", ".dvc/cache", "reports/study.md")
