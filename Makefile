@@ -32,6 +32,7 @@ run: $(READY)
 	  echo "dvc exp run $(DIGITS)"; \
 	  echo "$(BAR)"; echo; \
 	  $(BIN)/dvc exp run $(DIGITS) || exit; \
+	  echo; echo "These are the digits. To try CIFAR-10 again: git checkout params.yaml && make run"; \
 	else \
 	  exit $$status; \
 	fi; \

@@ -19,7 +19,13 @@ from stages.settings import Settings  # noqa: E402
 PAGE = ROOT / "docs/settings.md"
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true, false", NoneType: "null"}
-BOUNDS = {"Ge": ("at least", "ge"), "Gt": ("above", "gt"), "Lt": ("below", "lt"), "MinLen": ("at least", "min_length")}
+BOUNDS = {
+    "Le": ("at most", "le"),
+    "Ge": ("at least", "ge"),
+    "Gt": ("above", "gt"),
+    "Lt": ("below", "lt"),
+    "MinLen": ("at least", "min_length"),
+}
 
 TEXT = """# Settings
 
@@ -34,7 +40,7 @@ queue one run for each value.
 A stage runs again when a setting, a file of code or a data file that it uses changes. The stages that use the stage's
 outputs then run only if one of these came out different, byte for byte: a change that makes no difference stops there.
 
-Settings: the last column above. `report` writes every setting into the report and reads them all. Files:
+Settings: the last columns above. `report` writes every setting into the report and reads them all. Files:
 
 {files}
 
@@ -50,9 +56,29 @@ No Python is needed for a third variant, say `finetune_all`:
 """
 
 
-def users(entry: str, kind: str) -> str:
+def users(entry: str, kind: str) -> list[str]:
     """The stages that declare a setting or a file."""
-    return " ".join(f"`{name}`" for name, stage in PIPELINE.items() if entry in stage[kind])
+    return [name for name, stage in PIPELINE.items() if entry in stage[kind]]
+
+
+def outputs(stage: str) -> set[str]:
+    """The files that a stage writes."""
+    entries = [entry for kind in ("outs", "plots", "metrics") for entry in PIPELINE[stage].get(kind, [])]
+    return {path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)}
+
+
+def after(stages: list[str]) -> list[str]:
+    """The stages that use what these write, or what those write that do, and so on."""
+    found = list(stages)
+    for stage in found:  # grows while it is gone through
+        found += [name for name, s in PIPELINE.items() if outputs(stage) & set(s["deps"]) and name not in found]
+    return [name for name in PIPELINE if name in found and name not in stages]
+
+
+def columns(entry: str, kind: str) -> dict[str, str]:
+    readers = users(entry, kind)
+    listed = {"read by": readers, "may run after these": after(readers)}
+    return {column: " ".join(f"`{name}`" for name in stages) for column, stages in listed.items()}
 
 
 def described(annotation: Any) -> str:
@@ -91,7 +117,7 @@ def rows(model: type[BaseModel], defaults: dict, prefix: str = "") -> list[dict]
                     "allowed": "; ".join([described(field.annotation), *bounds(field.metadata)]),
                     "default": f"`{json.dumps(defaults[key])}`",
                     "meaning": field.description,
-                    "read by": users(key, "params"),
+                    **columns(key, "params"),
                 }
             )
     return found
@@ -103,7 +129,7 @@ def page() -> str:
     files = sorted({dep for stage in PIPELINE.values() for dep in stage["deps"] if dep.startswith("stages/")})
     return TEXT.format(
         settings=pd.DataFrame(rows(Settings, defaults)).to_markdown(index=False),
-        files=pd.DataFrame([{"file": f"`{f}`", "used by": users(f, "deps")} for f in files]).to_markdown(index=False),
+        files=pd.DataFrame([{"file": f"`{f}`", **columns(f, "deps")} for f in files]).to_markdown(index=False),
     )
 
 

@@ -99,7 +99,8 @@ def keras_folder() -> Path:
 def _local_copies(pointer_path: Path, pointer: Pointer) -> Iterator[Path]:
     """Files that may be the archive: the cache, Keras's own copies under their many names, beside the pointer."""
     yield cache_path(pointer)
-    yield from sorted(path for path in keras_folder().glob(f"{pointer.name.lower()}*") if path.is_file())
+    with suppress(OSError):  # no such folder
+        yield from sorted(path for path in keras_folder().iterdir() if path.name.startswith(pointer.name.lower()))
     yield pointer_path.parent / pointer.file_name
 
 

@@ -1,6 +1,7 @@
 """The report's figures, PNG."""
 
 import io
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -38,7 +39,7 @@ def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
     """Accuracy and loss by epoch of every model; solid while training, dashed on the images named `drawn_on`."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for ax, quantity in zip(axes, ("accuracy", "loss"), strict=True):
-        for color, (stage, history) in zip(COLORS, histories.items(), strict=False):
+        for color, (stage, history) in zip(cycle(COLORS), histories.items(), strict=False):
             epochs = history["epoch"] + 1
             ax.plot(epochs, history[quantity], color=color, label=f"{stage}, training")
             ax.plot(
@@ -90,7 +91,7 @@ def per_class(accuracies: dict[str, pd.DataFrame]) -> Figure:
         1, len(panels), figsize=(11, 4), layout="constrained", squeeze=False, sharey=True,
         width_ratios=[1 + len(stages) for stages in panels.values()],
     )  # fmt: skip
-    color = dict(zip(accuracies, COLORS, strict=False))
+    color = dict(zip(accuracies, cycle(COLORS), strict=False))
     for ax, (names, stages) in zip(axes[0], panels.items(), strict=True):
         width = 0.8 / len(stages)
         for i, (stage, table) in enumerate(stages.items()):

@@ -206,14 +206,14 @@ def answer_parameters(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def answer_better(results: list[Result]) -> str:
+def answer_better(results: list[Result], params: Settings) -> str:
     """Pairwise comparison of the fine-tuned models on the same test images."""
     tuned = results[1:]
     pairs = list(itertools.combinations(tuned, 2))
     if not pairs:
         return "There is one fine-tuned model: nothing to compare it with."
     corrected = f" (Bonferroni: each p is to be below {0.05 / len(pairs):.3g}, for {len(pairs)} comparisons)"
-    lines = [_compare(first, second, 0.05 / len(pairs)) for first, second in pairs]
+    lines = [_compare(first, second, 0.05 / len(pairs), params) for first, second in pairs]
     lines.append(
         "The test is McNemar's, exact, on the same test images" + (corrected if len(pairs) > 1 else "") + ". Test and "
         "intervals speak of these trained models and of which images were drawn to test them. Another seed trains "
@@ -222,7 +222,7 @@ def answer_better(results: list[Result]) -> str:
     return "\n\n".join(lines)
 
 
-def _compare(first: Result, second: Result, level: float) -> str:
+def _compare(first: Result, second: Result, level: float, params: Settings) -> str:
     test = mcnemar(first.correct, second.correct)
     better, worse = (first, second) if test.only_first > test.only_second else (second, first)
     counts = (
@@ -232,11 +232,16 @@ def _compare(first: Result, second: Result, level: float) -> str:
     accuracies = f"{better.record['test_accuracy']:.4f} against {worse.record['test_accuracy']:.4f}"
     if test.p >= level:
         return f"`{first.stage}` and `{second.stage}`: **no difference shown**: {accuracies}; {counts}."
-    return f"**`{better.stage}` is better than `{worse.stage}`**: {accuracies}; {counts}. {_why(better, worse)}"
+    return f"**`{better.stage}` is better than `{worse.stage}`**: {accuracies}; {counts}. {_why(better, worse, params)}"
 
 
-def _why(better: Result, worse: Result) -> str:
-    more_weights = better.record["trainable_parameters"] > worse.record["trainable_parameters"]
+def _why(better: Result, worse: Result, params: Settings) -> str:
+    recipes = [params.finetune(result.stage).model_dump() for result in (better, worse)]
+    layers = [set(recipe.pop("trainable")) for recipe in recipes]
+    differ = [f"`{key}`" for key, value in recipes[0].items() if value != recipes[1][key]]
+    if differ:
+        return f"They differ in {', '.join(differ)}, too: these numbers alone do not explain it."
+    more_weights = layers[0] > layers[1]
     fits_better = better.train_accuracy > worse.train_accuracy
     weights = f"{better.record['trainable_parameters']:,} weights against {worse.record['trainable_parameters']:,}"
     fit = f"{better.train_accuracy:.4f} against {worse.train_accuracy:.4f}"
@@ -267,7 +272,7 @@ def answer_faster(results: list[Result], params: Settings) -> str:
     if faster:
         lines.append(f"\n{_what_is_saved(faster, params)}")
     elif costs[0]:
-        lines.append(f"\nIn this run no fine-tuning was faster than `{results[0].stage}`.")
+        lines.append(f"\nIn this run no fine-tuning was faster than `{results[0].stage}`, for each image and epoch.")
     else:
         lines.append(f"\n`{results[0].stage}` ran no epochs: there is no initial training to compare with.")
     lines += _parameters_and_time(results[1:])
@@ -329,8 +334,18 @@ def what_was_run(results: list[Result], params: Settings) -> str:
     return "\n".join(lines)
 
 
+def began(first: Result) -> str:
+    return "Pretrained on" if len(first.history) else "Random features, not trained on"
+
+
 def control(results: list[Result]) -> str:
     tuned = results[1].stage
+    if not len(results[0].history):
+        return (
+            f"This run is a control: no epoch of `{results[0].stage}`, so that random features were fine-tuned. The "
+            f"difference to the same run with epochs of `{results[0].stage}`, over several seeds, is what the "
+            "pretraining was worth."
+        )
     return (
         "This run by itself has no control: that fine-tuning reaches an accuracy does not show what the pretraining "
         f"was worth. `dvc exp run -S pretrain.epochs=0` fine-tunes random features instead; the difference of the "
@@ -366,7 +381,7 @@ def text(results: list[Result], params: Settings) -> str:
     )
     return f"""# Transfer learning on {plain(source.dataset)}
 
-Pretrained on {listing(source.class_names)}; fine-tuned on {listing(target.class_names)}.
+{began(results[0])} {listing(source.class_names)}; fine-tuned on {listing(target.class_names)}.
 
 {results_table(results)}
 {beside}
@@ -381,7 +396,7 @@ Test accuracy is measured on {source.counts["test"]:,} test images of the source
 
 ## Which fine-tuning is better, and why?
 
-{answer_better(results)}
+{answer_better(results, params)}
 
 ## Why is fine-tuning faster?
 

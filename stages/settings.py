@@ -19,6 +19,7 @@ def stop_on_user_error(main):
     """Make `main` end with one line on standard error and exit code 1, not a traceback, where the user can mend it."""
 
     def wrapped():
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class may have a name that the terminal cannot show
         try:
             main()
         except UserError as error:
@@ -43,6 +44,9 @@ def _number(value: Any) -> Any:
 
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 ClassList = Annotated[list[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]], Field(min_length=2)]
+
+
+Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 
 
 class Section(BaseModel):
@@ -76,8 +80,8 @@ class Data(Section):
 
 
 class Model(Section):
-    conv_filters: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="filters of conv1, conv2, ...")
-    dense_units: list[Annotated[int, Field(ge=1)]] = Field(description="units of fc1, fc2, ...")
+    conv_filters: list[Units] = Field(min_length=1, description="filters of conv1, conv2, ...")
+    dense_units: list[Units] = Field(description="units of fc1, fc2, ...")
     dropout: Real = Field(ge=0, lt=1, description="rate after pooling and after each dense layer; 0: none")
     rescale: bool = Field(description="true: standardise the pixels inside the model; false: raw 0-255")
 
@@ -89,8 +93,8 @@ class Model(Section):
 
 
 class Pretrain(Section):
-    epochs: int = Field(ge=0, description="passes over the training images; 0: random features")
-    batch_size: int = Field(ge=1, description="images per training step")
+    epochs: int = Field(ge=0, le=1_000_000, description="passes over the training images; 0: random features")
+    batch_size: int = Field(ge=1, le=1_000_000, description="images per training step")
     optimizer: Literal["rmsprop", "adam", "sgd"] = Field(description="Keras's optimiser of that name, its defaults")
     learning_rate: Real = Field(gt=0, description="of the optimiser; the peak of a schedule")
     schedule: Literal["constant", "cosine"] = Field(
@@ -103,7 +107,7 @@ class Finetune(Pretrain):
     head: Literal["keep", "reset"] = Field(
         description="keep the source's output weights to start from, or draw new ones"
     )
-    epochs: int = Field(ge=1, description="passes over the training images")
+    epochs: int = Field(ge=1, le=1_000_000, description="passes over the training images")
 
 
 class Settings(Section):
@@ -113,8 +117,8 @@ class Settings(Section):
     __pydantic_extra__: dict[str, Finetune]
 
     seed: int = Field(ge=0, lt=2**32, description="of every random number: subsets, weights, shuffling, dropout")
-    threads: int | None = Field(ge=1, description="threads of TensorFlow; null: one per core that may be used")
-    devices: int = Field(ge=1, description="GPUs that share every batch; 1: one device, GPU or CPU")
+    threads: int | None = Field(ge=1, le=1024, description="threads of TensorFlow; null: one per core that may be used")
+    devices: int = Field(ge=1, le=1024, description="GPUs that share every batch; 1: one device, GPU or CPU")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
         description="Keras's dtype policy; the mixed ones are for GPUs and need model.rescale"
     )

@@ -153,6 +153,7 @@ def fit(model: keras.Sequential, half: Half, params: Pretrain, stage: str, featu
         callbacks=[keras.callbacks.TerminateOnNaN(), keras.callbacks.CSVLogger(history, append=True)],
     )
     seconds = time.perf_counter() - start
+    history.write_bytes(history.read_bytes().replace(b"\r\n", b"\n"))  # as Git and all other files have it
     losses = pd.read_csv(history)["loss"]
     if not np.isfinite(losses).all() or len(losses) < params.epochs:
         raise UserError(

@@ -74,6 +74,7 @@ class Repository:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(home),
             "XDG_CACHE_HOME": str(home / "cache"),
+            "KERAS_HOME": str(home / "keras"),
             "GIT_CONFIG_NOSYSTEM": "1",
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(home / "site"),

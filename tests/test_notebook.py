@@ -33,14 +33,14 @@ def params(tmp_path, monkeypatch):
     return params
 
 
-def notebooks_losses(params: dict) -> dict[str, list[float]]:
-    """The losses of each epoch of the notebook's code, seeded anew before each model as the stages are."""
-    losses = []
+def notebooks_curves(params: dict) -> dict[str, pd.DataFrame]:
+    """The learning curves of the notebook's code, seeded anew before each model as the stages are."""
+    curves = []
     fit = keras.Sequential.fit
 
     def fit_seeded(model, *arguments, **options):
         history = fit(model, *arguments, **options | {"verbose": 0})
-        losses.append(history.history["loss"])
+        curves.append(pd.DataFrame(history.history))
         return history
 
     with pytest.MonkeyPatch.context() as patched:
@@ -52,17 +52,18 @@ def notebooks_losses(params: dict) -> dict[str, list[float]]:
         for layers in ([len(model.layers) - 1], [-3, -1]):
             keras.utils.set_random_seed(params["seed"])
             NOTEBOOK["fine_tune"](model, layers, target, EPOCHS)
-    return dict(zip(("pretrain", "finetune_output", "finetune_fc"), losses, strict=True))
+    return dict(zip(("pretrain", "finetune_output", "finetune_fc"), curves, strict=True))
 
 
 def test_learning_curves_are_the_notebooks(params):
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # other tests set TensorFlow's threads in this process
-        expected = fresh.submit(notebooks_losses, params).result()
+        expected = fresh.submit(notebooks_curves, params).result()
     for stage in (["prepare"], ["pretrain"], ["finetune", "finetune_output"], ["finetune", "finetune_fc"]):
         command = [sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]]
         subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    for stage, losses in expected.items():
-        ours = pd.read_csv(f"reports/history/{stage}.csv")["loss"]
-        assert np.allclose(ours, losses, rtol=1e-4), stage  # 0 where this was written
+    for stage, curves in expected.items():
+        ours = pd.read_csv(f"reports/history/{stage}.csv")[curves.columns]
+        assert len(ours) == EPOCHS
+        assert np.allclose(ours, curves, rtol=1e-4), stage  # training: 0 where this was written
     parameters = [json.loads(Path(f"reports/record/{s}.json").read_text())["trainable_parameters"] for s in expected]
     assert parameters == [1_633_733, 325, 8_581]

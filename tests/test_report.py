@@ -227,8 +227,8 @@ def test_published_results_are_not_shown_on_other_data(cifar10, other):
 @pytest.mark.parametrize("better", STAGES[1:])
 def test_better_is_said_only_of_a_significant_difference(stages_have_run, better, differ, p):
     worse = next(stage for stage in STAGES[1:] if stage != better)
-    stages_have_run(**{better: {"wrong": range(20)}, worse: {"wrong": range(20 + differ)}})
-    answer = report.answer_better(read())
+    params = stages_have_run(**{better: {"wrong": range(20)}, worse: {"wrong": range(20 + differ)}})
+    answer = report.answer_better(read(), params)
     assert f"(p = {p})" in answer
     if differ >= 6:
         assert f"**`{better}` is better than `{worse}`**: 0.6667 against {40 / 60 - differ / 60:.4f}" in answer
@@ -239,19 +239,23 @@ def test_better_is_said_only_of_a_significant_difference(stages_have_run, better
         assert "is better than" not in answer
 
 
-def test_reason_is_given_only_where_the_numbers_agree_with_it(stages_have_run):
+def test_reason_is_given_only_where_the_numbers_agree_with_it(stages_have_run, params):
     worse = {"wrong": range(40)}
-    stages_have_run(finetune_output=worse)
-    assert "held back by what it may not change" in report.answer_better(read())
-    stages_have_run(finetune_fc=worse)
-    assert "held back" not in (answer := report.answer_better(read()))
+    settings = stages_have_run(finetune_output=worse)
+    assert "held back by what it may not change" in report.answer_better(read(), settings)
+    other = report.answer_better(read(), params(**{"finetune_fc.epochs": 3, "finetune_fc.optimizer": "adam"}))
+    assert "They differ in `epochs`, `optimizer`, too" in other
+    assert "held back" not in other
+    settings = stages_have_run(finetune_fc=worse)
+    assert "held back" not in (answer := report.answer_better(read(), settings))
     assert "these numbers alone do not explain it" in answer
 
 
-def test_three_variants_are_compared_in_pairs_with_a_stricter_level(stages_have_run):
+def test_three_variants_are_compared_in_pairs_with_a_stricter_level(stages_have_run, params):
     stages_have_run(finetune_output={"wrong": range(20)}, finetune_fc={"wrong": range(26)})
     write_stage("finetune_all", TARGET, wrong=range(40), parameters=900)
-    answer = report.answer_better(read([*STAGES, "finetune_all"]))
+    variant = yaml.safe_load(Path("params.yaml").read_text())["finetune_fc"]
+    answer = report.answer_better(read([*STAGES, "finetune_all"]), params(finetune_all=variant))
     assert "for 3 comparisons" in answer
     assert "below 0.0167" in answer
     assert "`finetune_output` and `finetune_fc`: **no difference shown**" in answer  # p = 0.031
@@ -421,7 +425,17 @@ def test_each_set_up_is_named_with_its_stages(stages_have_run):
 
 def test_it_is_said_that_one_run_has_no_control(stages_have_run):
     params = stages_have_run()
-    assert "`dvc exp run -S pretrain.epochs=0`" in section(report.text(read(), params), "What was the transfer worth?")
+    markdown = report.text(read(), params)
+    assert "\nPretrained on " in markdown
+    assert "`dvc exp run -S pretrain.epochs=0`" in section(markdown, "What was the transfer worth?")
+
+
+def test_a_control_is_said_to_be_one(stages_have_run):
+    params = stages_have_run(pretrain={"epochs": 0, "seconds": 0.0})
+    markdown = report.text(read(), params)
+    assert "\nRandom features, not trained on " in markdown
+    assert "This run is a control" in section(markdown, "What was the transfer worth?")
+    assert "dvc exp run -S pretrain.epochs=0" not in markdown
 
 
 INPUTS = [f"reports/{kind}/finetune_fc.{end}" for kind, end in (("history", "csv"), ("predictions", "csv"))]

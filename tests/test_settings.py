@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -107,6 +107,8 @@ def out_of_range(annotation: Any, constraints: list, good: Any) -> list[tuple[An
                 wrong.append((bound - step, bound - step, f"greater than or equal to {bound}"))
             case Gt(gt=bound):
                 wrong += [(value, value, f"greater than {bound}") for value in (bound, bound - step)]
+            case Le(le=bound):
+                wrong.append((bound + step, bound + step, f"less than or equal to {bound}"))
             case Lt(lt=bound):
                 wrong += [(value, value, f"less than {bound}") for value in (bound, bound + step)]
             case MinLen(min_length=length):
@@ -219,6 +221,7 @@ def test_out_of_range_is_refused(refusal, key, value, part, expected):
         ("seed", -1),
         ("seed", 2**32),
         ("threads", 0),
+        ("threads", 3_000_000_000),
         ("data.path", ""),
         ("data.source_classes", [3]),
         ("data.source_classes", [-1, 3]),
@@ -228,10 +231,12 @@ def test_out_of_range_is_refused(refusal, key, value, part, expected):
         ("data.target_per_class", -5),
         ("model.conv_filters", []),
         ("model.conv_filters", [32, 0]),
+        ("model.conv_filters", [10**9]),
         ("model.dense_units", [-1]),
         ("model.dropout", -0.1),
         ("model.dropout", 1.0),
         ("pretrain.batch_size", 0),
+        ("pretrain.batch_size", 10**9),
         ("pretrain.optimizer", "adamw"),
         ("pretrain.learning_rate", 0.0),
         ("pretrain.learning_rate", -0.001),

@@ -185,6 +185,7 @@ def test_features_are_the_trunks_output_for_every_image(params, halves, monkeypa
         found = training.features(trunk, x, memory)
         assert found.dtype == np.float32
         assert np.allclose(found, trunk(x), atol=1e-5)
+        assert np.array_equal(found, training.features(trunk, x, IN_MEMORY))
 
 
 def test_more_devices_than_there_are_are_refused_in_one_line():
