@@ -3,8 +3,9 @@
     python benchmarks/kills.py [--kills 50] [--writes N] [--seed 0]
 
 First at random moments, two of three by SIGKILL and one by Ctrl-C; then before, in the middle of and after the writing
-of every output of every stage, or of N of these moments. On the built-in digits, one epoch a stage. Exit code 1, and
-the folder is kept, when a byte differs, a finished stage runs again or something half-written has an output's name.
+of every output of every stage; then with the disk full in the middle of every output, where the stage has to end with
+one line; or at N of these moments. On the built-in digits, one epoch a stage. Exit code 1, and the folder is kept, when
+a byte differs, a finished stage runs again or something half-written has an output's name.
 "Removed by hand" counts how often DVC was killed while it wrote a file of its own, which it then cannot read.
 """
 
@@ -32,7 +33,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 from repository import ROOT, Repository, stages_run  # noqa: E402
 
 IN_A_ROW = 3
-MOMENTS = ("before", "half", "after")
+MOMENTS = ("before", "half", "after", "full")
 WITHOUT_TIMES = (
     "data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/record/*",
     "reports/figures/*",
@@ -42,9 +43,12 @@ WITHOUT_TIMES = (
 def die_while_writing() -> None:
     """Kill this process before, in the middle of or after the writing of the file that DIE_WHILE_WRITING names.
 
+    Or let the disk be full in the middle of it.
+
     Stands alone: its source becomes the sitecustomize.py of the stages' Python.
     """
     import builtins
+    import errno
     import io
     import os
     import signal
@@ -68,13 +72,15 @@ def die_while_writing() -> None:
         def write_half(content):
             write(content[: len(content) // 2])
             stream.flush()
+            if moment == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             die()
 
         def close_and_die():
             close()
             die()
 
-        if moment == "half":
+        if moment in ("half", "full"):
             stream.write = write_half
         else:
             stream.close = close_and_die
@@ -186,6 +192,8 @@ class KilledRepository(Repository):
         output = self.log.read_text()
         if write and ("exited with -9" in output or "exited with 137" in output):
             kill = write
+        if write.startswith("full ") and "No space left on device" in output and "Traceback" not in output:
+            kill = write
         return Run(output, process.returncode, kill)
 
     def recorded(self) -> dict[str, list[dict]]:
@@ -239,7 +247,11 @@ class KilledRepository(Repository):
     def under_its_name(self, write: str) -> list[str]:
         """Whether the file is there that was killed before it was whole; curves are, as they grow by epochs."""
         moment, _, path = write.partition(" ")
-        if moment in ("before", "half") and not path.startswith("reports/history/") and (self.path / path).exists():
+        if (
+            moment in ("before", "half", "full")
+            and not path.startswith("reports/history/")
+            and (self.path / path).exists()
+        ):
             return [f"{path}: there, though killed {moment} its writing"]
         return []
 
@@ -357,9 +369,13 @@ def main() -> None:
     both = [*rounds, *written]
     kills = [kill for result in rounds for kill in result.kills]
     signals = [f"{sum(kill.startswith(name) for kill in kills)} {name}" for name in ("SIGKILL", "SIGINT")]
+    survived = [kill for result in written if not result.wrong for kill in result.kills]
+    full = sum(kill.startswith("full ") for kill in survived)
+    planned_full = sum(moment.startswith("full ") for _, moment in every)
     print(
         f"kills survived: {sum(len(r.kills) for r in rounds if not r.wrong)} of {len(kills)} ({', '.join(signals)}), "
-        f"rounds {len(rounds)}; while writing: {sum(len(r.kills) for r in written if not r.wrong)} of {len(every)}; "
+        f"rounds {len(rounds)}; while writing: {len(survived) - full} of {len(every) - planned_full}; "
+        f"full disks survived: {full} of {planned_full}; "
         f"stages run twice {sum(len(r.twice) for r in both)}, removed by hand {sum(len(r.by_hand) for r in both)}"
     )
     if any(result.wrong for result in both):

@@ -89,13 +89,13 @@ def flipped(content: bytes, place: int) -> bytes:
     return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
-def test_kills_in_the_middle_of_a_write_and_ctrl_c(repo, reference):
+def test_kills_in_the_middle_of_a_write_and_ctrl_c_and_a_full_disk(repo, reference):
     repo.forget()
     planned = [
         {"write": "half data/prepared/target.npz"},
         {"until": "Epoch 1/", "seconds": 0, "number": signal.SIGINT},
         {"write": "half models/finetune_output.keras"},
-        {"write": "half reports/figures/per_class.png"},
+        {"write": "full reports/figures/per_class.png"},
     ]
     result = repo.round(reference, planned)
     assert result.wrong == []
