@@ -29,6 +29,7 @@ def repo(tmp_path_factory):
 def as_committed(repo):
     """Every test starts from the committed first run."""
     repo.run("git", "reset", "-q", "--hard")
+    repo.run("git", "clean", "-q", "-d", "--force", "reports")
     repo.dvc("checkout", "--force")
 
 
