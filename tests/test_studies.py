@@ -357,8 +357,7 @@ def test_what_a_kill_while_queueing_leaves_is_undone(repo, monkeypatch, changed,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_killed_with_all_its_processes_it_goes_on_and_writes_the_same_page(repo):
-    for seconds in (0.4, 0.8):
-        killed_at(repo, "queueing 1 of 1", seconds)
+    killed_at(repo, "queueing 1 of 1", 0.6)
     killed_at(repo, "running: tiny_")
     output = study(repo)
     assert "queueing 1 of 1" in output
