@@ -54,8 +54,10 @@ def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[1].set_yscale("log")  # the first epoch on raw pixels has a loss many times that of the others
-    plain_numbers(axes[1].yaxis)
+    losses = np.concatenate([history[["loss", "val_loss"]].to_numpy().ravel() for history in histories.values()])
+    if losses.max() > 10 * losses.min():  # the first epoch on raw pixels has a loss many times that of the others
+        axes[1].set_yscale("log")
+        plain_numbers(axes[1].yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(histories))
     return figure
 
