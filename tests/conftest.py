@@ -1,5 +1,6 @@
 """What several test files need: a temporary workspace, settings with changes, a small dataset that can be learned."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,13 @@ def counts(record_property: Callable[[str, object], None]):
     yield
     for name, number in counted.items():
         record_property(name, number)
+
+
+def pytest_collection_finish() -> None:
+    """Set TensorFlow's threads, which cannot be changed once it runs, whichever test of this process is the first."""
+    if tf := sys.modules.get("tensorflow"):
+        tf.config.threading.set_intra_op_parallelism_threads(TINY["threads"])
+        tf.config.threading.set_inter_op_parallelism_threads(TINY["threads"])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
