@@ -62,7 +62,7 @@ def gathered_ahead(model: keras.Sequential, x: tf.Tensor, y: np.ndarray) -> Epoc
     rows = tf.data.Dataset.range(len(y)).shuffle(len(y)).batch(BATCH)
     labels = tf.constant(y)
     batches = rows.map(lambda i: (tf.gather(x, i), tf.gather(labels, i)), num_parallel_calls=2).prefetch(4)
-    return fitted(model, batches)
+    return fitted(model, batches, shuffle=False)
 
 
 def without_dropout(rest: keras.Sequential) -> keras.Sequential:
