@@ -100,7 +100,8 @@ def _local_copies(pointer_path: Path, pointer: Pointer) -> Iterator[Path]:
     """Files that may be the archive: the cache, Keras's own copies under their many names, beside the pointer."""
     yield cache_path(pointer)
     with suppress(OSError):  # no such folder
-        yield from sorted(path for path in keras_folder().iterdir() if path.name.startswith(pointer.name.lower()))
+        copies = (path for path in keras_folder().iterdir() if path.name.startswith(pointer.name.lower()))
+        yield from sorted(path for path in copies if path.is_file())
     yield pointer_path.parent / pointer.file_name
 
 

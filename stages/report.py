@@ -241,11 +241,11 @@ def _why(better: Result, worse: Result, params: Settings) -> str:
     differ = [f"`{key}`" for key, value in recipes[0].items() if value != recipes[1][key]]
     if differ:
         return f"They differ in {', '.join(differ)}, too: these numbers alone do not explain it."
-    more_weights = layers[0] > layers[1]
+    more_layers = layers[0] > layers[1]
     fits_better = better.train_accuracy > worse.train_accuracy
     weights = f"{better.record['trainable_parameters']:,} weights against {worse.record['trainable_parameters']:,}"
     fit = f"{better.train_accuracy:.4f} against {worse.train_accuracy:.4f}"
-    if more_weights and fits_better:
+    if more_layers and fits_better:
         return (
             f"It may change more ({weights}) and fits its training images better, too ({fit}): that agrees with the "
             "other being held back by what it may not change, not by over-fitting. One run cannot prove a cause."

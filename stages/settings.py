@@ -44,8 +44,6 @@ def _number(value: Any) -> Any:
 
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 ClassList = Annotated[list[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]], Field(min_length=2)]
-
-
 Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 
 

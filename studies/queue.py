@@ -124,6 +124,14 @@ def tasks() -> list[Task]:
     return [Task(words[0], words[1], words[-1]) for words in map(str.split, rows) if words]
 
 
+def states() -> dict[str, str]:
+    """The state of every name in the queue; a run that is queued again counts, not the older one that has ended."""
+    found: dict[str, str] = {}
+    for task in tasks():
+        found.setdefault(task.name, task.state)
+    return found
+
+
 def worker_runs() -> bool:
     """Whether this repository has a worker, busy or not: under load it may be late to answer DVC."""
     for process in psutil.process_iter():
@@ -158,9 +166,7 @@ def require_what_is_committed() -> str:
 
     Experiments belong to a commit. Other values in ``params.yaml`` do not matter, as the plan sets every one.
     """
-    changed = subprocess.run(
-        ["git", "diff", "--name-only", "HEAD", "--", "dvc.yaml", "stages"], capture_output=True, text=True, check=False
-    ).stdout.split()
+    changed = workspace.git("diff", "--name-only", "HEAD", "--", "dvc.yaml", "stages").split()
     if set(dict(leaves(yaml.safe_load(Path("params.yaml").read_text())))) != set(committed_settings()):
         changed.append("params.yaml")
     if changed:
@@ -228,11 +234,9 @@ def watch(in_queue: list[str], wanted: int) -> None:
     start, shown, changed = time.monotonic(), None, time.monotonic()
     while True:
         lives = worker_runs()  # before the look at the queue: what then runs without a worker will never end
-        states: dict[str, str] = {}
-        for task in tasks():
-            states.setdefault(task.name, task.state)
-        waiting = [name for name in in_queue if states.get(name) in ("Queued", "Running")]
-        running = [name for name in waiting if states[name] == "Running"]
+        now = states()
+        waiting = [name for name in in_queue if now.get(name) in ("Queued", "Running")]
+        running = [name for name in waiting if now[name] == "Running"]
         if not waiting or (running and not lives):
             return
         if (waiting, running) != shown:

@@ -200,7 +200,7 @@ def test_one_seed_has_no_interval_and_no_test():
     assert "nan" not in page.answer(answer) + page.accuracies(analysis.summary(table))
 
 
-def test_what_is_in_the_queue(monkeypatch):
+def test_a_run_queued_again_counts_though_an_older_commits_has_ended(monkeypatch):
     shown = """Task     Name     Created    Status
 1111111  a_b_1_s1  02:51 AM   Running
 2222222  a_b_1_s2  02:51 AM   Queued
@@ -208,6 +208,7 @@ def test_what_is_in_the_queue(monkeypatch):
 
 Worker status: 1 active, 0 idle"""
     monkeypatch.setattr(queue, "dvc", lambda *_: shown)
+    assert queue.states() == {"a_b_1_s1": "Running", "a_b_1_s2": "Queued"}
     names = [(task.rev, task.name, task.state) for task in queue.tasks()]
     assert names[:2] == [("1111111", "a_b_1_s1", "Running"), ("2222222", "a_b_1_s2", "Queued")]
     assert [task.state for task in queue.tasks()] == ["Running", "Queued", "Success"]
