@@ -2,7 +2,8 @@
 
 The images are repeated 1, 2, 4 and 8 times, and enlarged to 64x64 and 96x96 pixels by repeating pixels; every training
 stage runs one epoch of the committed recipe, so that cost is compared with work. Prints a table and draws
-``docs/scaling.png``: points on a diagonal have cost in proportion to work.
+``docs/scaling.png``, a dotted line for cost in proportion to work. Memory is what a process needs for itself, at its
+peak; what the system may take back at any time, pages of the temporary file that it maps, is listed beside it (Linux).
 """
 
 import argparse
@@ -35,16 +36,26 @@ def enlarged(arrays: dict[str, np.ndarray], times: int, side: int) -> dict[str, 
     return out
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds and peak memory in GB of one process."""
+def resident(pid: int) -> tuple[float, float]:
+    """GB in memory now: the process's own, and pages of files."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    kilobytes = {key: int(value.split()[0]) for key, value in (x.split(":") for x in lines if x.startswith("Rss"))}
+    return (kilobytes.get("RssAnon", 0) + kilobytes.get("RssShmem", 0)) / 1e6, kilobytes.get("RssFile", 0) / 1e6
+
+
+def measured(command: list[str], folder: Path) -> dict[str, float]:
+    """Seconds of one process, and its peaks in GB."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    own = files = 0.0
+    while process.poll() is None:
+        now = resident(process.pid)
+        own, files = max(own, now[0]), max(files, now[1])
+        time.sleep(0.05)
+    if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    return {"seconds": time.perf_counter() - start, "GB": own, "GB of mapped files": files}
 
 
 def one_size(arrays: dict[str, np.ndarray], times: int, side: int) -> list[dict]:
@@ -60,9 +71,9 @@ def one_size(arrays: dict[str, np.ndarray], times: int, side: int) -> list[dict]
         (folder / "models").mkdir()
         rows = []
         for stage, command in STAGES.items():
-            seconds, memory = measured([sys.executable, "-m", *command], folder)
-            rows.append({"stage": stage, "images": times, "pixels": side * side, "seconds": seconds, "GB": memory})
-            print(f"{times}x images, {32 * side} pixels: {stage}: {seconds:.1f} s, {memory:.2f} GB", file=sys.stderr)
+            cost = measured([sys.executable, "-m", *command], folder)
+            rows.append({"stage": stage, "images": times, "pixels": side * side} | cost)
+            print(f"{times}x images, {32 * side} pixels: {stage}: {cost}", file=sys.stderr, flush=True)
         return rows
 
 
@@ -74,6 +85,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 other = "pixels" if kind == "images" else "images"
                 rows = table[(table["stage"] == stage) & (table[other] == 1)]
                 ax.plot(rows[kind], rows[column], line, color=f"C{i}", label=f"{stage}, more {kind}")
+        first = table[(table["stage"] == "pretrain") & (table["images"] == 1) & (table["pixels"] == 1)][column].item()
+        ax.plot([1, 9], [first, 9 * first], ":", color="black", label="in proportion to work")
         ax.set(xscale="log", yscale="log", xlabel="work, times CIFAR-10's", ylabel=unit)
         ax.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
         ax.set_xticks([], minor=True)
@@ -89,7 +102,7 @@ def main() -> None:
         arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     table = pd.DataFrame([row for times, side in SIZES for row in one_size(arrays, times, side)])
     table["work"] = [f"{row.images}x images, {32 * int(row.pixels**0.5)} px" for row in table.itertuples()]
-    for column in ("seconds", "GB"):
+    for column in ("seconds", "GB", "GB of mapped files"):
         wide = table.pivot_table(index="work", columns="stage", values=column, sort=False)
         print(f"\n{column}\n\n{wide.round(2).to_markdown()}")
     draw(table, ROOT / "docs/scaling.png")

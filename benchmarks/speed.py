@@ -1,10 +1,11 @@
-"""Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 3``.
+"""Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 3 --seeds 5``.
 
 Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``); in a fresh clone with
 an empty cache `dvc repro`; there `finetune_fc` with another learning rate; `dvc repro` with nothing to do; a changed
-``report.py``; and in another fresh clone the fast recipe. Prints ratios to the notebook's code of the same round:
-minimum, median and maximum over the rounds, and the largest peak memory; draws ``docs/speed.png``, accuracy against
-seconds of training. Seeds are 1, 2, ... by round.
+``report.py``; and in a fresh clone each of the recipes in ``docs/recipes``. Rounds have the seeds 1, 2, ...; up to
+`--seeds`, further ones of the recipes alone follow. Prints ratios to the notebook's code of the same round: minimum,
+median and maximum over the rounds, and the largest peak memory; draws ``docs/speed.png``, accuracy against seconds of
+training.
 """
 
 import argparse
@@ -20,7 +21,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-FAST = ROOT / "docs/recipes/fast.txt"
+RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
+NOTEBOOK, DEFAULT = "notebook's code", "default recipe"
+DVC = [sys.executable, "-m", "dvc"]
 BARS = {
     "default recipe, end to end": 0.80,
     "finetune_output, training": 0.45,
@@ -61,47 +64,55 @@ def metrics(folder: Path) -> dict:
     return json.loads((folder / "reports/metrics.json").read_text())
 
 
-def one_round(seed: int, data: Path, where: Path) -> tuple[dict, dict, dict]:
-    """Seconds by what was run, peak memory in GB, and metrics by recipe and model."""
-    dvc = [sys.executable, "-m", "dvc"]
-    seconds, memory = {}, {}
+class Round:
+    """What one seed's runs took and gave: seconds and peak memory (GB) by what was run, metrics by recipe."""
 
-    def step(name: str, command: list[str], folder: Path) -> str:
-        seconds[name], memory[name], last = timed(command, folder)
-        print(f"seed {seed}: {name}: {seconds[name]:.1f} s", file=sys.stderr, flush=True)
+    def __init__(self, seed: int, data: Path, where: Path):
+        self.seed, self.data, self.where = seed, data, where
+        self.seconds, self.memory, self.metrics = {}, {}, {}
+
+    def run(self, name: str, command: list[str], folder: Path) -> str:
+        """Returns the last line that the command printed."""
+        self.seconds[name], self.memory[name], last = timed(command, folder)
+        print(f"seed {self.seed}: {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
         return last
 
-    script = str(ROOT / "benchmarks/notebook.py")
-    notebook = json.loads(step("notebook", [sys.executable, script, str(data), "--seed", str(seed)], where))
-    folder = clone(where / "default", seed, data)
-    step("default recipe, end to end", [*dvc, "repro"], folder)
-    default = metrics(folder)
-    for stage, result in notebook.items():
-        seconds[f"{stage}, training"] = default[stage]["train_seconds"]
-        seconds[f"notebook: {stage}, training"] = result["train_seconds"]
-    subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
-    subprocess.run(["git", "commit", "--quiet", "--message", "First run"], cwd=folder, check=True)
-    change = [*dvc, "exp", "run", "-S", "finetune_fc.learning_rate=0.002"]
-    step("one parameter of finetune_fc changed", change, folder)
-    step("nothing changed", [*dvc, "repro"], folder)
-    report = folder / "stages/report.py"
-    report.write_text(report.read_text() + "# changed\n")
-    step("report.py changed", [*dvc, "repro"], folder)
-    folder = clone(where / "fast", seed, data)
-    step("fast recipe, end to end", [*dvc, "exp", "run", *FAST.read_text().split()], folder)
-    return seconds, memory, {"notebook's code": notebook, "default recipe": default, "fast recipe": metrics(folder)}
+    def notebook_and_default(self) -> None:
+        command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(self.data), "--seed", str(self.seed)]
+        notebook = json.loads(self.run(NOTEBOOK, command, self.where))
+        folder = clone(self.where / "default", self.seed, self.data)
+        self.run(f"{DEFAULT}, end to end", [*DVC, "repro"], folder)
+        self.metrics |= {NOTEBOOK: notebook, DEFAULT: metrics(folder)}
+        for stage, result in notebook.items():
+            self.seconds[f"{stage}, training"] = self.metrics[DEFAULT][stage]["train_seconds"]
+            self.seconds[f"{NOTEBOOK}: {stage}, training"] = result["train_seconds"]
+        subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+        subprocess.run(["git", "commit", "--quiet", "--message", "First run"], cwd=folder, check=True)
+        change = [*DVC, "exp", "run", "-S", "finetune_fc.learning_rate=0.002"]
+        self.run("one parameter of finetune_fc changed", change, folder)
+        self.run("nothing changed", [*DVC, "repro"], folder)
+        report = folder / "stages/report.py"
+        report.write_text(report.read_text() + "# changed\n")
+        self.run("report.py changed", [*DVC, "repro"], folder)
+
+    def recipes(self) -> None:
+        for recipe in RECIPES:
+            folder = clone(self.where / recipe.stem, self.seed, self.data)
+            name = f"{recipe.stem} recipe"
+            self.run(f"{name}, end to end", [*DVC, "exp", "run", *recipe.read_text().split()], folder)
+            self.metrics[name] = metrics(folder)
 
 
 def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
     """Every time as a ratio to the notebook's of the same round: of the same stage, or else of the whole."""
     rows = {}
     for name in rounds.columns:
-        if not name.startswith("notebook"):
-            whole = f"notebook: {name}" if f"notebook: {name}" in rounds else "notebook"
+        if not name.startswith(NOTEBOOK):
+            whole = f"{NOTEBOOK}: {name}" if f"{NOTEBOOK}: {name}" in rounds else NOTEBOOK
             ratio = rounds[name] / rounds[whole]
             rows[name] = {
                 "seconds, median": f"{rounds[name].median():.1f}",
-                "notebook's code, seconds, median": f"{rounds[whole].median():.1f}",
+                f"{NOTEBOOK}, seconds, median": f"{rounds[whole].median():.1f}",
                 "ratio: minimum": f"{ratio.min():.3f}",
                 "median": f"{ratio.median():.3f}",
                 "maximum": f"{ratio.max():.3f}",
@@ -110,7 +121,7 @@ def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
 
 
-def results_table(rounds: list[dict]) -> pd.DataFrame:
+def results_table(rounds: list[Round]) -> pd.DataFrame:
     """One row for each round, recipe and model: its test accuracy, and the seconds of all training it takes."""
     return pd.DataFrame(
         {
@@ -119,8 +130,8 @@ def results_table(rounds: list[dict]) -> pd.DataFrame:
             "test accuracy": result["test_accuracy"],
             "seconds": sum(run[name]["train_seconds"] for name in {"pretrain", stage}),
         }
-        for results in rounds
-        for recipe, run in results.items()
+        for one in rounds
+        for recipe, run in one.metrics.items()
         for stage, result in run.items()
     )
 
@@ -142,25 +153,36 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def tables(rounds: list[Round]) -> str:
+    accuracies = results_table(rounds).groupby(["recipe", "model"], sort=False)["test accuracy"]
+    return "\n\n".join(
+        [
+            f"{len(rounds)} seeds, {os.cpu_count()} cores",
+            ratios(pd.DataFrame([one.seconds for one in rounds])).to_markdown(disable_numparse=True),
+            "Peak memory of the largest process, GB",
+            pd.DataFrame([one.memory for one in rounds]).max().round(2).rename("GB").to_markdown(),
+            "Test accuracies, mean and standard deviation over the seeds",
+            accuracies.agg(["count", "mean", "std", "min"]).round(4).to_markdown(),
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of everything")
+    parser.add_argument("--seeds", type=int, default=5, help="of the recipes")
     options = parser.parse_args()
     rounds = []
-    for seed in range(1, options.rounds + 1):
+    for seed in range(1, max(options.rounds, options.seeds) + 1):
         with tempfile.TemporaryDirectory() as folder:
-            rounds.append(one_round(seed, options.data.resolve(), Path(folder)))
-    seconds, memory, results = zip(*rounds, strict=True)
-    table = results_table(results)
-    print(f"{options.rounds} rounds, {os.cpu_count()} cores\n")
-    print(ratios(pd.DataFrame(seconds)).to_markdown(disable_numparse=True))
-    print("\nPeak memory of the largest process, GB\n")
-    print(pd.DataFrame(memory).max().round(2).rename("GB").to_markdown())
-    print("\nTest accuracies, mean and standard deviation over the rounds\n")
-    accuracies = table.groupby(["recipe", "model"], sort=False)["test accuracy"].agg(["mean", "std", "min"])
-    print(accuracies.round(4).to_markdown())
-    draw(table, ROOT / "docs/speed.png")
+            rounds.append(Round(seed, options.data.resolve(), Path(folder)))
+            if seed <= options.rounds:
+                rounds[-1].notebook_and_default()
+            if seed <= options.seeds:
+                rounds[-1].recipes()
+    print(tables(rounds))
+    draw(results_table(rounds), ROOT / "docs/speed.png")
 
 
 if __name__ == "__main__":

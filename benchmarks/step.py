@@ -1,8 +1,8 @@
-"""What is left of a fine-tuning step, and what was tried on it: ``python benchmarks/step.py CIFAR10.npz --rounds 3``.
+"""What is left of a training step, and what was tried on it: ``python benchmarks/step.py CIFAR10.npz --rounds 3``.
 
-Computes the frozen features of the target images once and trains ``finetune_fc`` from them, an epoch at a time, in
-several ways in turn. Prints each way's seconds as a ratio to the pipeline's own of the same round. The epoch before the
-first round, in which TensorFlow builds its graphs, is not counted.
+Trains ``finetune_fc``, from the frozen features of 6,400 images, and ``pretrain``, an epoch of 100 steps at a time, in
+several ways in turn. Prints each way's milliseconds a step, and their ratio to the pipeline's own of the same round.
+The epoch before the first round, in which TensorFlow builds its graphs, is not counted.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import tensorflow as tf  # noqa: E402
 from stages import network, notebook, prepare, training  # noqa: E402
 from stages.settings import Settings, nested  # noqa: E402
 
-BATCH = 64
+BATCH, STEPS = 64, 100
+AS_IT_IS = "as the pipeline does"
 Epoch = Callable[[], object]
 
 
@@ -57,36 +58,67 @@ def own_loop(model: keras.Sequential, x: tf.Tensor, y: np.ndarray) -> Epoch:
     return epoch
 
 
-def gathered_ahead(model: keras.Sequential, x: tf.Tensor, y: np.ndarray) -> Epoch:
-    """The batches gathered by tf.data in parallel with the training."""
-    rows = tf.data.Dataset.range(len(y)).shuffle(len(y)).batch(BATCH)
-    labels = tf.constant(y)
-    batches = rows.map(lambda i: (tf.gather(x, i), tf.gather(labels, i)), num_parallel_calls=2).prefetch(4)
-    return fitted(model, batches, shuffle=False)
+class ByteDropout(keras.layers.Layer):
+    """Dropout that draws 8 random bits for a number, not 32; its rate is a multiple of 1/256."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.dropped = round(rate * 256)
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training:
+            return x
+        seed, count = tf.cast(self.seed_generator.next(), tf.int32), tf.size(x)
+        words = tf.random.stateless_uniform([(count + 3) // 4], seed, None, None, tf.uint32)
+        kept = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:count], tf.shape(x)) >= self.dropped
+        return x * tf.cast(kept, x.dtype) * (256 / (256 - self.dropped))
 
 
-def without_dropout(rest: keras.Sequential) -> keras.Sequential:
-    """The same layers without Dropout: no choice, but what its random numbers cost."""
-    kept = [layer for layer in rest.layers if not isinstance(layer, keras.layers.Dropout)]
-    return keras.Sequential([keras.Input(rest.input_shape[1:]), *kept])
+def with_dropout(rest: keras.Sequential, dropout: Callable[[float], keras.layers.Layer] | None) -> keras.Sequential:
+    """The same layers with another Dropout, or with none: no choice, but what its random numbers cost."""
+    layers = [keras.Input(rest.input_shape[1:])]
+    for layer in rest.layers:
+        if not isinstance(layer, keras.layers.Dropout):
+            layers.append(layer)
+        elif dropout:
+            layers.append(dropout(layer.rate))
+    return keras.Sequential(layers)
 
 
 def ways(rest: keras.Sequential, x: tf.Tensor, y: np.ndarray) -> dict[str, Epoch]:
-    half_x = tf.cast(x, tf.bfloat16)
-    return {
-        "as the pipeline does": fitted(compiled(rest), x, y, batch_size=BATCH),
-        "16 steps per execution": fitted(compiled(rest, steps_per_execution=16), x, y, batch_size=BATCH),
-        "jit_compile=True": fitted(compiled(rest, jit_compile=True), x, y, batch_size=BATCH),
-        "batches gathered ahead by tf.data": gathered_ahead(compiled(rest), x, y),
+    def epoch(model: keras.Sequential, x: tf.Tensor = x, **options) -> Epoch:
+        batches = training.batches(x, y, BATCH, shuffle=True)
+        return fitted(compiled(model, **options), batches, shuffle=False)
+
+    tried = {
+        AS_IT_IS: epoch(rest),
+        "Keras's own batches of arrays": fitted(compiled(rest), x, y, batch_size=BATCH),
+        "16 steps per execution": epoch(rest, steps_per_execution=16),
+        "jit_compile=True": epoch(rest, jit_compile=True),
         "a training loop of its own, no metrics": own_loop(compiled(rest), x, y),
-        "features kept in bfloat16": fitted(compiled(rest), half_x, y, batch_size=BATCH),
-        "no dropout (not the same recipe)": fitted(compiled(without_dropout(rest)), x, y, batch_size=BATCH),
+        "8 random bits for each number of dropout": epoch(with_dropout(rest, ByteDropout)),
+        "no dropout (not the same recipe)": epoch(with_dropout(rest, None)),
     }
+    if x.dtype == tf.float32:
+        tried["features kept in bfloat16"] = epoch(rest, tf.cast(x, tf.bfloat16))
+    return tried
 
 
-def target_half(path: Path) -> dict[str, np.ndarray]:
+def halves(path: Path) -> dict[str, dict[str, np.ndarray]]:
     settings = nested(notebook.SETTINGS | {"data.path": str(path)})
-    return prepare.prepare(Settings.model_validate(settings))["target"]
+    return prepare.prepare(Settings.model_validate(settings))
+
+
+def to_train(stage: str, half: dict[str, np.ndarray], params: Settings) -> dict[str, Epoch]:
+    """The ways of training what `stage` trains, from what it trains it with."""
+    x, y = half["x_train"][: BATCH * STEPS], half["y_train"][: BATCH * STEPS]
+    model = network.build((32, 32, 3), 5, params.model, x)
+    if stage == "pretrain":
+        return ways(model, tf.constant(x), y)
+    network.freeze_all_but(model, params.finetune(stage).trainable)
+    trunk, rest = network.split_frozen(model)
+    return ways(rest, training.features(trunk, x, params.feature_memory), y)
 
 
 def main() -> None:
@@ -94,28 +126,23 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    target = target_half(options.data)
     params = Settings.model_validate(nested(notebook.SETTINGS))
     training.set_up(params)
-    model = network.build((32, 32, 3), 5, params.model, target["x_train"])
-    network.freeze_all_but(model, params.finetune_fc.trainable)
-    trunk, rest = network.split_frozen(model)
-    epochs = ways(rest, training.features(trunk, target["x_train"], params.feature_memory), target["y_train"])
-    seconds = {name: [] for name in epochs}
-    for _ in range(options.rounds + 1):
-        for name, epoch in epochs.items():
-            start = time.perf_counter()
-            epoch()
-            seconds[name].append(time.perf_counter() - start)
-    table = pd.DataFrame(seconds).iloc[1:]
-    ratio = table.div(table["as the pipeline does"], axis=0)
-    print(f"{options.rounds} rounds, {len(target['y_train']):,} images\n")
-    print(
-        pd.DataFrame(
-            {"seconds, median": table.median().round(2), "ratio: minimum": ratio.min().round(2),
-             "median": ratio.median().round(2), "maximum": ratio.max().round(2)}
-        ).to_markdown()
-    )  # fmt: skip
+    prepared = halves(options.data)
+    print(f"{options.rounds} rounds of {STEPS} steps, {BATCH} images each")
+    for stage, half in (("finetune_fc", prepared["target"]), ("pretrain", prepared["source"])):
+        epochs = to_train(stage, half, params)
+        seconds = {name: [] for name in epochs}
+        for _ in range(options.rounds + 1):
+            for name, epoch in epochs.items():
+                start = time.perf_counter()
+                epoch()
+                seconds[name].append(time.perf_counter() - start)
+        table = pd.DataFrame(seconds).iloc[1:] * 1000 / STEPS
+        ratio = table.div(table[AS_IT_IS], axis=0)
+        columns = {"ms a step, median": table.median().round(2), "ratio: minimum": ratio.min().round(2)}
+        columns |= {"median": ratio.median().round(2), "maximum": ratio.max().round(2)}
+        print(f"\n`{stage}`\n\n{pd.DataFrame(columns).to_markdown()}")
 
 
 if __name__ == "__main__":

@@ -116,8 +116,9 @@ def log_probabilities(model: keras.Sequential, x: np.ndarray, batch_size: int) -
     """
     hidden = keras.Sequential([keras.Input(model.input_shape[1:]), *model.layers[:-1]])
     kernel, bias = (weight.astype(np.float64) for weight in model.layers[-1].get_weights())
-    last = hidden.predict(x, batch_size=batch_size, verbose=0).astype(np.float64)
-    return log_softmax(last @ kernel + bias, axis=1)
+    starts = range(0, len(x), batch_size)
+    last = np.concatenate([hidden.predict_on_batch(x[start : start + batch_size]) for start in starts])
+    return log_softmax(last.astype(np.float64) @ kernel + bias, axis=1)
 
 
 def save(model: keras.Sequential, path: Path) -> None:

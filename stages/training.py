@@ -121,6 +121,29 @@ def features(trunk: keras.Sequential, x: np.ndarray, memory: int) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(out.__dlpack__())
 
 
+def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, shuffle: bool) -> tf.data.Dataset:
+    """The batches that ``fit(x, y, batch_size=size, shuffle=shuffle)`` makes, in the same order, without autotuning.
+
+    With it Keras waits after an epoch, now and then for as long as the epoch took: the autotuning thread may miss that
+    it is to stop, and sleeps on (TensorFlow 2.21; docs/speed.md).
+    """
+    images, labels = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+
+    def order(_: tf.Tensor) -> tf.Tensor:
+        rows = tf.range(len(y))
+        return tf.random.shuffle(rows) if shuffle else rows
+
+    def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.gather(images, rows), tf.gather(labels, rows)
+
+    dataset = tf.data.Dataset.range(1).map(order).unbatch().batch(size).map(gather, num_parallel_calls=2).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    # Without their number Keras asks for one batch more, which costs each Dropout a random number.
+    return dataset.with_options(options).apply(tf.data.experimental.assert_cardinality(math.ceil(len(y) / size)))
+
+
 def fit(model: keras.Sequential, half: Half, params: Pretrain, stage: str, feature_memory: int = 0) -> float:
     """Train a model's trainable layers with the notebook's recipe, as `params` have it; returns the seconds it took.
 
@@ -144,12 +167,10 @@ def fit(model: keras.Sequential, half: Half, params: Pretrain, stage: str, featu
     curves_batch = min(EVALUATION_BATCH, len(x_curves)) // devices * devices
     rest.compile(_optimizer(params, len(x_train)), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     rest.fit(
-        x_train,
-        half.train.y,
-        batch_size=params.batch_size,
+        batches(x_train, half.train.y, params.batch_size, shuffle=True),
+        shuffle=False,  # it is, there
         epochs=params.epochs,
-        validation_data=(x_curves, half.curves.y),
-        validation_batch_size=curves_batch,
+        validation_data=batches(x_curves, half.curves.y, curves_batch, shuffle=False),
         callbacks=[keras.callbacks.TerminateOnNaN(), keras.callbacks.CSVLogger(history, append=True)],
     )
     seconds = time.perf_counter() - start

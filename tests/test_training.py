@@ -141,6 +141,26 @@ def test_fine_tuning_learns_what_the_notebooks_code_learns(params, halves, set_u
     assert record(stage)["test_loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("size", [16, 30])
+def test_batches_are_those_that_keras_makes_of_arrays(params, halves, size):
+    settings, half = params(), halves["source"]
+    assert len(half.train.y) % size  # so that the last batch is not full
+    validation, learned = half.test, []
+    for arrays in (True, False):
+        training.set_up(settings)
+        model = build(settings, half)
+        model.compile("rmsprop", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        if arrays:
+            data = {"x": half.train.x, "y": half.train.y, "batch_size": size, "validation_batch_size": 100}
+            data["validation_data"] = (validation.x, validation.y)
+        else:
+            data = {"x": training.batches(half.train.x, half.train.y, size, shuffle=True)}
+            data["validation_data"] = training.batches(validation.x, validation.y, 100, shuffle=False)
+        learned.append((model.fit(**data, shuffle=arrays, epochs=3, verbose=0).history, model.get_weights()))
+    assert learned[0][0] == learned[1][0]
+    assert all(np.array_equal(a, b) for a, b in zip(learned[0][1], learned[1][1], strict=True))
+
+
 IN_MEMORY, IN_A_FILE = 10**9, 0
 
 
