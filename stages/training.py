@@ -165,7 +165,13 @@ def fit(model: keras.Sequential, half: Half, params: Pretrain, stage: str, featu
     # Keras wants the first batch of several devices' to fall into equal parts.
     devices = tf.distribute.get_strategy().num_replicas_in_sync
     curves_batch = min(EVALUATION_BATCH, len(x_curves)) // devices * devices
-    rest.compile(_optimizer(params, len(x_train)), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    rest.compile(
+        _optimizer(params, len(x_train)),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        # Pays where a step is short, and leaves every bit as it is; of several devices TensorFlow refuses it.
+        steps_per_execution=8 if trunk is not None and devices == 1 else 1,
+    )
     rest.fit(
         batches(x_train, half.train.y, params.batch_size, shuffle=True),
         shuffle=False,  # it is, there
