@@ -118,7 +118,7 @@ class Settings(Section):
     threads: int | None = Field(ge=1, le=1024, description="threads of TensorFlow; null: one per core that may be used")
     devices: int = Field(ge=1, le=1024, description="GPUs that share every batch; 1: one device, GPU or CPU")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
-        description="Keras's dtype policy; the mixed ones are for GPUs and need model.rescale"
+        description="Keras's dtype policy; the mixed ones are for GPUs, bfloat16 for new CPUs, and need model.rescale"
     )
     feature_memory: int = Field(
         ge=0, description="bytes of memory for what frozen layers compute once; beyond it a temporary file is used"
