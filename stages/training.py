@@ -139,6 +139,7 @@ def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, shuffle: bool) 
     dataset = tf.data.Dataset.range(1).map(order).unbatch().batch(size).map(gather, num_parallel_calls=2).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False  # would copy the images into the graph
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     # Without their number Keras asks for one batch more, which costs each Dropout a random number.
     return dataset.with_options(options).apply(tf.data.experimental.assert_cardinality(math.ceil(len(y) / size)))
