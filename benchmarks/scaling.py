@@ -67,7 +67,7 @@ def one_size(arrays: dict[str, np.ndarray], times: int, side: int) -> list[dict]
         np.savez(folder / "data.npz", **enlarged(arrays, times, side))
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params["data"]["path"] = "data.npz"
-        for stage in ("pretrain", "finetune_output", "finetune_fc"):
+        for stage in ("pretrain", "finetune_fc"):
             params[stage]["epochs"] = 1
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         (folder / "models").mkdir()

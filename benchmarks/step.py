@@ -29,7 +29,7 @@ Epoch = Callable[[], object]
 
 
 def compiled(rest: keras.Sequential, **options) -> keras.Sequential:
-    """The trained part with weights of its own, compiled as the stages do, but for `options`."""
+    """The trained part with weights of its own, compiled with the notebook's recipe and `options`."""
     model = keras.models.clone_model(rest)
     model.compile("rmsprop", loss="sparse_categorical_crossentropy", metrics=["accuracy"], **options)
     return model
@@ -105,11 +105,6 @@ def ways(rest: keras.Sequential, x: tf.Tensor, y: np.ndarray) -> dict[str, Epoch
     return tried
 
 
-def halves(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    settings = nested(notebook.SETTINGS | {"data.path": str(path)})
-    return prepare.prepare(Settings.model_validate(settings))
-
-
 def to_train(stage: str, half: dict[str, np.ndarray], params: Settings) -> dict[str, Epoch]:
     """The ways of training what `stage` trains, from what it trains it with."""
     x, y = half["x_train"][: BATCH * STEPS], half["y_train"][: BATCH * STEPS]
@@ -126,9 +121,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    params = Settings.model_validate(nested(notebook.SETTINGS))
+    params = Settings.model_validate(nested(notebook.SETTINGS | {"data.path": str(options.data)}))
     training.set_up(params)
-    prepared = halves(options.data)
+    prepared = prepare.prepare(params)
     print(f"{options.rounds} rounds of {STEPS} steps, {BATCH} images each")
     for stage, half in (("finetune_fc", prepared["target"]), ("pretrain", prepared["source"])):
         epochs = to_train(stage, half, params)
