@@ -1,9 +1,9 @@
 """Time and peak memory of each stage by number of images and of pixels: ``python benchmarks/scaling.py CIFAR10.npz``.
 
-The images are repeated 1, 2, 4 and 8 times, and enlarged to 64x64 and 96x96 pixels by repeating pixels; `pretrain` and
-`finetune_fc` run one epoch of the committed recipe, so that cost is compared with work. Prints a table and draws
-``docs/scaling.png``, a dotted line for cost in proportion to work. Memory is what a process needs for itself, at its
-peak; what the system may take back at any time, pages of the temporary file that it maps, is listed beside it (Linux).
+The images are repeated 1, 2, 4 and 8 times, and enlarged to 2 and 3 times their side by repeating pixels; one epoch
+of training each. Prints tables and draws ``docs/scaling.png``, with a dotted line for cost in proportion to work.
+Memory is what a process needs for itself, at its peak; the pages of files that it maps, which the system may take back
+at any time, are listed beside it (Linux).
 """
 
 import argparse
@@ -21,11 +21,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 3)]  # images times, side times
-LEFT_OUT = "finetune_output"  # costs what finetune_fc costs, but for a layer of 8,256 weights
-STAGES = {
-    name: [word for word in stage["cmd"].removeprefix("exec python -m ").split() if word != LEFT_OUT]
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
-    if name != LEFT_OUT
+STAGES = {  # finetune_output costs what finetune_fc costs, but for a layer of 8,256 weights
+    "prepare": ["stages.prepare"],
+    "pretrain": ["stages.pretrain"],
+    "finetune_fc": ["stages.finetune", "finetune_fc"],
+    "report": ["stages.report", "pretrain", "finetune_fc"],
 }
 
 
@@ -45,24 +45,24 @@ def resident(pid: int) -> tuple[float, float]:
     return (kilobytes.get("RssAnon", 0) + kilobytes.get("RssShmem", 0)) / 1e6, kilobytes.get("RssFile", 0) / 1e6
 
 
-def measured(command: list[str], folder: Path) -> dict[str, float]:
-    """Seconds of one process, and its peaks in GB."""
+def measured(program: list[str], folder: Path) -> dict[str, float]:
+    """Seconds of one stage, and its peaks in GB."""
     start = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this code, whichever clone is installed
+    command = [sys.executable, "-m", *program]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    own = files = 0.0
+    peak = np.zeros(2)
     while process.poll() is None:
-        now = resident(process.pid)
-        own, files = max(own, now[0]), max(files, now[1])
+        peak = np.maximum(peak, resident(process.pid))
         time.sleep(0.05)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return {"seconds": time.perf_counter() - start, "GB": own, "GB of mapped files": files}
+    return {"seconds": time.perf_counter() - start, "GB": float(peak[0]), "GB of mapped files": float(peak[1])}
 
 
 def one_size(arrays: dict[str, np.ndarray], times: int, side: int) -> list[dict]:
     """Seconds and memory of every stage for one size."""
-    with tempfile.TemporaryDirectory(dir=ROOT) as name:  # /tmp may be memory
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=ROOT) as name:  # /tmp may be memory
         folder = Path(name)
         np.savez(folder / "data.npz", **enlarged(arrays, times, side))
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -72,22 +72,21 @@ def one_size(arrays: dict[str, np.ndarray], times: int, side: int) -> list[dict]
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         (folder / "models").mkdir()
         rows = []
-        for stage, command in STAGES.items():
-            cost = measured([sys.executable, "-m", *command], folder)
-            rows.append({"stage": stage, "images": times, "pixels": side * side} | cost)
-            print(f"{times}x images, {32 * side} pixels: {stage}: {cost}", file=sys.stderr, flush=True)
+        for stage, program in STAGES.items():
+            cost = measured(program, folder)
+            rows.append({"stage": stage, "images": times, "side": side} | cost)
+            print(f"{times}x images, {side}x side: {stage}: {cost}", file=sys.stderr, flush=True)
         return rows
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for ax, (column, unit) in zip(axes, (("seconds", "seconds"), ("GB", "peak memory, GB")), strict=True):
-        for i, stage in enumerate(STAGES):
-            for kind, line in (("images", "o-"), ("pixels", "s--")):
-                other = "pixels" if kind == "images" else "images"
-                rows = table[(table["stage"] == stage) & (table[other] == 1)]
-                ax.plot(rows[kind], rows[column], line, color=f"C{i}", label=f"{stage}, more {kind}")
-        first = table[(table["stage"] == "pretrain") & (table["images"] == 1) & (table["pixels"] == 1)][column].item()
+        for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
+            more_images, more_pixels = rows[rows["side"] == 1], rows[rows["images"] == 1]
+            ax.plot(more_images["images"], more_images[column], "o-", color=f"C{i}", label=f"{stage}, more images")
+            ax.plot(more_pixels["side"] ** 2, more_pixels[column], "s--", color=f"C{i}", label=f"{stage}, more pixels")
+        first = table[table["stage"] == "pretrain"][column].iloc[0]
         ax.plot([1, 9], [first, 9 * first], ":", color="black", label="in proportion to work")
         ax.set(xscale="log", yscale="log", xlabel="work, times CIFAR-10's", ylabel=unit)
         ax.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
@@ -103,7 +102,8 @@ def main() -> None:
     with np.load(parser.parse_args().data) as file:
         arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     table = pd.DataFrame([row for times, side in SIZES for row in one_size(arrays, times, side)])
-    table["work"] = [f"{row.images}x images, {32 * int(row.pixels**0.5)} px" for row in table.itertuples()]
+    pixels = arrays["x_train"].shape[1] * table["side"]
+    table["work"] = table["images"].astype(str) + "x images, " + pixels.astype(str) + " px"
     for column in ("seconds", "GB", "GB of mapped files"):
         wide = table.pivot_table(index="work", columns="stage", values=column, sort=False)
         print(f"\n{column}\n\n{wide.round(2).to_markdown()}")

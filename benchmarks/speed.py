@@ -1,11 +1,11 @@
 """Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 3 --seeds 5``.
 
-Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``); in a fresh clone with
-an empty cache `dvc repro`; there `finetune_fc` with another learning rate; `dvc repro` with nothing to do; a changed
-``report.py``; and in a fresh clone the fast recipe, in the first round the others in ``docs/recipes``, too. Rounds have
-the seeds 1, 2, ...; up to `--seeds`, further ones of the fast recipe alone follow. Prints, after every round, ratios to
-the notebook's code of the same round: minimum, median and maximum, and the largest peak memory; draws
-``docs/speed.png``, accuracy against seconds of training.
+Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``); `dvc repro` in a
+fresh clone with an empty cache; there `finetune_fc` with another learning rate, `dvc repro` with nothing to do, and
+again after a change of ``report.py``; and in a fresh clone the fast recipe, in the first round all of ``docs/recipes``.
+Rounds have the seeds 1, 2, ...; up to `--seeds`, further ones of the fast recipe alone follow. Prints after every round
+ratios to the notebook's code of the same round and peak memory, and draws ``docs/speed.png``, accuracy against seconds
+of training.
 """
 
 import argparse
@@ -19,50 +19,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
 FAST = ROOT / "docs/recipes/fast.txt"
 NOTEBOOK, DEFAULT = "notebook's code", "default recipe"
 DVC = [sys.executable, "-m", "dvc"]
-BARS = {
-    "default recipe, end to end": 0.80,
-    "finetune_output, training": 0.45,
-    "finetune_fc, training": 0.45,
-    "one parameter of finetune_fc changed": 0.15,
-    "nothing changed": 0.01,
-    "fast recipe, end to end": 0.33,
-}
-
-
-def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
-    """Wall-clock seconds, the largest process's peak memory in GB, and what the command printed last."""
-    environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    start = time.perf_counter()
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, cwd=folder, env=environment, text=True, **streams)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{output[-2000:]}")
-    return seconds, usage.ru_maxrss / 1e6, output.strip().splitlines()[-1]
-
-
-def clone(folder: Path, seed: int, data: Path) -> Path:
-    """A fresh clone of what is committed, its data and seed set."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    params = folder / "params.yaml"
-    text = params.read_text().replace("path: data/raw/cifar10.yaml", f"path: {data}")
-    params.write_text(text.replace("seed: 1 ", f"seed: {seed} "))
-    for key, value in {"user.name": "benchmark", "user.email": "benchmark@example.org"}.items():
-        subprocess.run(["git", "config", key, value], cwd=folder, check=True)
-    subprocess.run(["git", "commit", "--quiet", "--all", "--message", "Data and seed"], cwd=folder, check=True)
-    return folder
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "reports/metrics.json").read_text())
 
 
 class Round:
@@ -73,22 +36,36 @@ class Round:
         self.seconds, self.memory, self.metrics = {}, {}, {}
 
     def run(self, name: str, command: list[str], folder: Path) -> str:
-        """Returns the last line that the command printed."""
-        self.seconds[name], self.memory[name], last = timed(command, folder)
+        """Run a command, note its seconds and its largest process's memory, and return the last line it printed."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, text=True, **streams)
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(f"{' '.join(command)} failed:\n{output}")
+        self.seconds[name], self.memory[name] = time.perf_counter() - start, usage.ru_maxrss / 1e6
         print(f"seed {self.seed}: {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
-        return last
+        return output.strip().splitlines()[-1]
+
+    def recipe(self, name: str, command: list[str]) -> Path:
+        """Run everything in a fresh clone of what is committed, with this round's data and seed; returns the clone."""
+        folder = self.where / name
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        params["seed"], params["data"]["path"] = self.seed, str(self.data)
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        self.run(f"{name}, end to end", [*DVC, *command], folder)
+        self.metrics[name] = json.loads((folder / "reports/metrics.json").read_text())
+        return folder
 
     def notebook_and_default(self) -> None:
         command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(self.data), "--seed", str(self.seed)]
-        notebook = json.loads(self.run(NOTEBOOK, command, self.where))
-        folder = clone(self.where / "default", self.seed, self.data)
-        self.run(f"{DEFAULT}, end to end", [*DVC, "repro"], folder)
-        self.metrics |= {NOTEBOOK: notebook, DEFAULT: metrics(folder)}
-        for stage, result in notebook.items():
+        self.metrics[NOTEBOOK] = json.loads(self.run(NOTEBOOK, command, self.where))
+        folder = self.recipe(DEFAULT, ["repro"])
+        for stage, result in self.metrics[NOTEBOOK].items():
             self.seconds[f"{stage}, training"] = self.metrics[DEFAULT][stage]["train_seconds"]
             self.seconds[f"{NOTEBOOK}: {stage}, training"] = result["train_seconds"]
-        subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
-        subprocess.run(["git", "commit", "--quiet", "--message", "First run"], cwd=folder, check=True)
         change = [*DVC, "exp", "run", "-S", "finetune_fc.learning_rate=0.002"]
         self.run("one parameter of finetune_fc changed", change, folder)
         self.run("nothing changed", [*DVC, "repro"], folder)
@@ -96,29 +73,20 @@ class Round:
         report.write_text(report.read_text() + "# changed\n")
         self.run("report.py changed", [*DVC, "repro"], folder)
 
-    def recipes(self, recipes: list[Path]) -> None:
-        for recipe in recipes:
-            folder = clone(self.where / recipe.stem, self.seed, self.data)
-            name = f"{recipe.stem} recipe"
-            self.run(f"{name}, end to end", [*DVC, "exp", "run", *recipe.read_text().split()], folder)
-            self.metrics[name] = metrics(folder)
-
 
 def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
     """Every time as a ratio to the notebook's of the same round: of the same stage, or else of the whole."""
     rows = {}
-    for name in rounds.columns:
-        if not name.startswith(NOTEBOOK):
-            whole = f"{NOTEBOOK}: {name}" if f"{NOTEBOOK}: {name}" in rounds else NOTEBOOK
-            ratio = rounds[name] / rounds[whole]
-            rows[name] = {
-                "seconds, median": f"{rounds[name].median():.1f}",
-                f"{NOTEBOOK}, seconds, median": f"{rounds[whole].median():.1f}",
-                "ratio: minimum": f"{ratio.min():.3f}",
-                "median": f"{ratio.median():.3f}",
-                "maximum": f"{ratio.max():.3f}",
-                "bar": BARS.get(name, ""),
-            }
+    for name in rounds.columns[~rounds.columns.str.startswith(NOTEBOOK)]:
+        whole = f"{NOTEBOOK}: {name}" if f"{NOTEBOOK}: {name}" in rounds else NOTEBOOK
+        ratio = rounds[name] / rounds[whole]
+        rows[name] = {
+            "seconds, median": f"{rounds[name].median():.1f}",
+            f"{NOTEBOOK}, seconds, median": f"{rounds[whole].median():.1f}",
+            "ratio: minimum": f"{ratio.min():.3f}",
+            "median": f"{ratio.median():.3f}",
+            "maximum": f"{ratio.max():.3f}",
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
 
 
@@ -139,10 +107,10 @@ def results_table(rounds: list[Round]) -> pd.DataFrame:
 
 def draw(results: pd.DataFrame, path: Path) -> None:
     """Accuracy against seconds of training for every model: each run a dot, the means with standard deviations."""
-    models = list(results["model"].unique())
+    models = results.groupby("model", sort=False)
     figure, axes = plt.subplots(1, len(models), figsize=(11, 3.8), layout="constrained")
-    for ax, model in zip(axes, models, strict=True):
-        for i, (recipe, rows) in enumerate(results[results["model"] == model].groupby("recipe", sort=False)):
+    for ax, (model, runs) in zip(axes, models, strict=True):
+        for i, (recipe, rows) in enumerate(runs.groupby("recipe", sort=False)):
             points, style = rows[["seconds", "test accuracy"]], {"color": f"C{i}"}
             ax.scatter(*points.to_numpy().T, s=14, alpha=0.5, **style)
             x_spread, y_spread = points.std().fillna(0)
@@ -156,16 +124,18 @@ def draw(results: pd.DataFrame, path: Path) -> None:
 
 def tables(rounds: list[Round]) -> str:
     accuracies = results_table(rounds).groupby(["recipe", "model"], sort=False)["test accuracy"]
-    return "\n\n".join(
-        [
-            f"{len(rounds)} seeds, {os.cpu_count()} cores",
-            ratios(pd.DataFrame([one.seconds for one in rounds])).to_markdown(disable_numparse=True),
-            "Peak memory of the largest process, GB",
-            pd.DataFrame([one.memory for one in rounds]).max().round(2).rename("GB").to_markdown(),
-            "Test accuracies, mean and standard deviation over the seeds",
-            accuracies.agg(["count", "mean", "std", "min"]).round(4).reset_index().to_markdown(index=False),
-        ]
-    )
+    return f"""Seeds: {len(rounds)}, cores: {os.cpu_count()}
+
+{ratios(pd.DataFrame([one.seconds for one in rounds])).to_markdown(disable_numparse=True)}
+
+Peak memory of the largest process, GB
+
+{pd.DataFrame([one.memory for one in rounds]).max().round(2).rename("GB").to_markdown()}
+
+Test accuracies, mean and standard deviation over the seeds
+
+{accuracies.agg(["count", "mean", "std", "min"]).round(4).reset_index().to_markdown(index=False)}
+"""
 
 
 def main() -> None:
@@ -174,14 +144,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of everything")
     parser.add_argument("--seeds", type=int, default=5, help="of the fast recipe")
     options = parser.parse_args()
+    os.environ |= {"GIT_COMMITTER_NAME": "benchmark", "GIT_COMMITTER_EMAIL": "benchmark@localhost"}  # for experiments
     rounds = []
     for seed in range(1, max(options.rounds, options.seeds) + 1):
         with tempfile.TemporaryDirectory() as folder:
             rounds.append(Round(seed, options.data.resolve(), Path(folder)))
             if seed <= options.rounds:
                 rounds[-1].notebook_and_default()
-            rounds[-1].recipes(RECIPES if seed == 1 else [FAST])
-        print(tables(rounds), end="\n\n", flush=True)
+            for recipe in RECIPES if seed == 1 else [FAST]:
+                rounds[-1].recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()])
+        print(tables(rounds), flush=True)
         draw(results_table(rounds), ROOT / "docs/speed.png")
 
 

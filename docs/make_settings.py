@@ -1,4 +1,7 @@
-"""Write ``settings.md`` beside this file from the schema and ``dvc.yaml``: ``python docs/make_settings.py``."""
+"""Write ``settings.md`` beside this file from the schema and ``dvc.yaml``: ``python docs/make_settings.py``.
+
+With ``--params`` print ``params.yaml`` with every default and its help instead.
+"""
 
 import json
 import sys
@@ -10,73 +13,81 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel
 
+from stages.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from stages import notebook  # noqa: E402
-from stages.settings import Settings  # noqa: E402
-
 PAGE = ROOT / "docs/settings.md"
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true, false", NoneType: "null"}
-BOUNDS = {
-    "Le": ("at most", "le"),
-    "Ge": ("at least", "ge"),
-    "Gt": ("above", "gt"),
-    "Lt": ("below", "lt"),
-    "MinLen": ("at least", "min_length"),
-}
+BOUNDS = {"Le": "at most", "Ge": "at least", "Gt": "above", "Lt": "below"}
 
 TEXT = """# Settings
 
-All of `params.yaml`. `dvc exp run -S finetune_fc.epochs=3` changes one for one run; several `-S` may be given. Lists
-want quotes: `-S 'finetune_fc.trainable=[fc1,fc2,output]'`. With `--queue`, `-S 'seed=range(1,7)'` and `-S 'seed=1,2'`
-queue one run for each value.
+All of `params.yaml`, made by `make docs` from `stages/settings.py` and `dvc.yaml`. To change one setting for one run,
+type `dvc exp run -S finetune_fc.epochs=3`; give `-S` as often as you like. Quote lists:
+`-S 'finetune_fc.trainable=[fc1,fc2,output]'`. With `--queue`, `-S 'seed=range(1,7)'` or `-S 'seed=1,2'` queues one run
+for each value. `python docs/make_settings.py --params > params.yaml` brings every default back.
 
 {settings}
 
+If DVC says «Could not override», the name is misspelt: look it up here. Do not add the `+` that DVC suggests.
+
+## Which image sizes make sense
+
+The notebook's network has no pooling after `pool`, so its first dense layer grows with the image: 1.6 million weights
+for 32x32 pixels, 17 million for 96x96, 99 million for 224x224 (1.2 GB of models a run). `pretrain` prints the number
+before it trains. Use 32 to 96 pixels.
+
 ## What is computed again
 
-A stage runs again when a setting, a file of code or a data file that it uses changes. The stages that use the stage's
-outputs then run only if one of these came out different, byte for byte: a change that makes no difference stops there.
+A stage runs again if a setting, a file of code or a data file that it uses changes. The stages after it run only if its
+outputs came out different, byte for byte: a change that makes no difference stops there.
 
-Settings: the last columns above. `report` writes every setting into the report and reads them all. Files:
+For settings, see the last columns above; `report` reads them all. For code, by what `dvc.yaml` names:
 
 {files}
 
-## A further way of fine-tuning
+## A third way of fine-tuning
 
-No Python is needed for a third variant, say `finetune_all`:
+It needs no Python. For a variant called `finetune_all`:
 
-1. `params.yaml`: copy the section `finetune_fc` to `finetune_all` and change what it is to do, for example
+1. `params.yaml`: copy the section `finetune_fc` to `finetune_all` and change it, for example to
    `trainable: [conv1, conv2, fc1, fc2, output]`.
-2. `dvc.yaml`: copy the stage `finetune_fc` to `finetune_all`, every `finetune_fc` in it replaced.
-3. `dvc.yaml`, stage `report`: add `finetune_all` at the end of `cmd`; copy every line with `finetune_fc` in `deps`,
-   `params` and `outs` likewise, and in `plots:` where the variant is to be seen.
+2. `dvc.yaml`: copy the stage `finetune_fc` to `finetune_all`, replacing every `finetune_fc` in it.
+3. `dvc.yaml`, stage `report`: add `finetune_all` to the end of `cmd`, and copy the four `finetune_fc` lines of `deps`.
+   Copy lines under `plots:` if you want it there.
 """
 
 
-def users(entry: str, kind: str) -> list[str]:
-    """The stages that declare a setting or a file."""
-    return [name for name, stage in PIPELINE.items() if entry in stage[kind]]
+def code() -> list[str]:
+    """The folders and files of code that stages name."""
+    return sorted({dep for stage in PIPELINE.values() for dep in stage["deps"] if dep.startswith("stages/")})
 
 
-def outputs(stage: str) -> set[str]:
-    """The files that a stage writes."""
-    entries = [entry for kind in ("outs", "plots", "metrics") for entry in PIPELINE[stage].get(kind, [])]
+def reads_setting(stage: dict, key: str) -> bool:
+    """Whether a stage names a setting's section, or all of ``params.yaml``."""
+    return any(isinstance(named, dict) or f"{key}.".startswith(f"{named}.") for named in stage["params"])
+
+
+def outputs(stage: dict) -> set[str]:
+    """The files and folders that a stage writes."""
+    entries = [entry for kind in ("outs", "plots", "metrics") for entry in stage.get(kind, [])]
     return {path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)}
 
 
-def after(stages: list[str]) -> list[str]:
+def after(names: list[str]) -> list[str]:
     """The stages that use what these write, or what those write that do, and so on."""
-    found = list(stages)
-    for stage in found:  # grows while it is gone through
-        found += [name for name, s in PIPELINE.items() if outputs(stage) & set(s["deps"]) and name not in found]
-    return [name for name in PIPELINE if name in found and name not in stages]
+    found = list(names)
+    for name in found:  # grows while it is gone through
+        written = outputs(PIPELINE[name])
+        for other, stage in PIPELINE.items():
+            if other not in found and any(f"{out}/".startswith(f"{dep}/") for out in written for dep in stage["deps"]):
+                found.append(other)
+    return [name for name in PIPELINE if name in found and name not in names]
 
 
-def columns(entry: str, kind: str) -> dict[str, str]:
-    readers = users(entry, kind)
+def columns(readers: list[str]) -> dict[str, str]:
+    """The table's last columns for the stages that read something."""
     listed = {"read by": readers, "may run after these": after(readers)}
     return {column: " ".join(f"`{name}`" for name in stages) for column, stages in listed.items()}
 
@@ -95,43 +106,59 @@ def described(annotation: Any) -> str:
 
 def bounds(metadata: list) -> list[str]:
     """The constraints of a field in words."""
-    found = []
-    for constraint in metadata:
-        words, attribute = BOUNDS.get(type(constraint).__name__, ("", ""))
-        if words:
-            found.append(f"{words} {getattr(constraint, attribute)}{' long' if attribute == 'min_length' else ''}")
-    return found
+    names = {type(constraint).__name__: constraint for constraint in metadata}
+    found = [f"{BOUNDS[name]} {getattr(bound, name.lower())}" for name, bound in names.items() if name in BOUNDS]
+    return found + [f"at least {bound.min_length} long" for name, bound in names.items() if name == "MinLen"]
 
 
-def rows(model: type[BaseModel], defaults: dict, prefix: str = "") -> list[dict]:
-    """A row of the table for every leaf of a section."""
+def rows(section: BaseModel, prefix: str = "") -> list[dict]:
+    """A row of the table for every leaf of a section that holds the defaults."""
     found = []
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += rows(field.annotation, defaults, f"{key}.")
+    for name, field in type(section).model_fields.items():
+        key, default = f"{prefix}{name}", getattr(section, name)
+        if isinstance(default, BaseModel):
+            found += rows(default, f"{key}.")
         else:
-            found.append(
-                {
-                    "setting": f"`{key}`",
-                    "allowed": "; ".join([described(field.annotation), *bounds(field.metadata)]),
-                    "default": f"`{json.dumps(defaults[key])}`",
-                    "meaning": field.description,
-                    **columns(key, "params"),
-                }
-            )
+            allowed = "; ".join([described(field.annotation), *bounds(field.metadata)])
+            row = {"setting": f"`{key}`", "allowed": allowed, "default": f"`{json.dumps(default)}`"}
+            readers = [stage for stage, entry in PIPELINE.items() if reads_setting(entry, key)]
+            found.append(row | {"meaning": field.description} | columns(readers))
     return found
 
 
 def page() -> str:
     """The whole page, Markdown."""
-    defaults = notebook.SETTINGS
-    files = sorted({dep for stage in PIPELINE.values() for dep in stage["deps"] if dep.startswith("stages/")})
-    return TEXT.format(
-        settings=pd.DataFrame(rows(Settings, defaults)).to_markdown(index=False),
-        files=pd.DataFrame([{"file": f"`{f}`", **columns(f, "deps")} for f in files]).to_markdown(index=False),
-    )
+    users = {dep: [name for name, stage in PIPELINE.items() if dep in stage["deps"]] for dep in code()}
+    files = [{"code": f"`{dep}`"} | columns(names) for dep, names in users.items()]
+    tables = {"settings": rows(Settings()), "files": files}
+    return TEXT.format(**{name: pd.DataFrame(table).to_markdown(index=False) for name, table in tables.items()})
+
+
+def params(section: BaseModel, explained: set[str], indent: str = "") -> list[str]:
+    """The lines of a section that holds the defaults, as YAML; help stands where a setting is seen first."""
+    lines = []
+    for name, field in type(section).model_fields.items():
+        value, choices = getattr(section, name), get_args(field.annotation)
+        if isinstance(value, BaseModel):
+            lines += [f"{name}:", *params(value, explained, "  ")]
+            continue
+        values = [f"{', '.join(choices)}; "] if choices and all(isinstance(c, str) for c in choices) else []
+        text = f"{indent}{name}: {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+        help_ = "".join([*values, field.description or ""])
+        if help_ in explained:
+            lines.append(text)
+        elif isinstance(value, list):  # a comment behind a list that becomes [] breaks the file, as DVC writes it
+            lines += [f"{indent}# {help_}", text]
+        else:
+            lines.append(f"{text:38} # {help_}")
+        explained.add(help_)
+    return lines
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    if sys.argv[1:] == ["--params"]:
+        print("# Every setting of the pipeline; the defaults are the notebook's recipe.")
+        print("# Change one for one run:  dvc exp run -S finetune_fc.epochs=3")
+        print("\n".join(params(Settings(), set())))
+    else:
+        PAGE.write_text(page(), encoding="utf-8")

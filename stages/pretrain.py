@@ -1,22 +1,24 @@
 """Train the network on the source classes: ``python -m stages.pretrain``."""
 
-from pathlib import Path
-
-from stages import network, settings, training
-from stages.settings import stop_on_user_error
+from stages import settings
+from stages.shared.errors import program
+from stages.shared.halves import read_half
+from stages.training import loop, network, record
 
 STAGE = "pretrain"
 
 
-@stop_on_user_error
+@program
 def main() -> None:
+    """Build the network, train it, and write what came out."""
     params = settings.load()
-    source = training.read_half(Path("data/prepared/source.npz"))
-    threads = training.set_up(params)
-    with training.on_devices(params.devices):
+    source = read_half("source")
+    threads = loop.set_up(params)
+    with loop.on_devices(params.devices):
         model = network.build(source.train.x.shape[1:], len(source.class_names), params.model, source.train.x)
-        seconds = training.fit(model, source, params.pretrain, STAGE)
-    training.finish(model, source, STAGE, seconds, threads)
+        print(network.weight(model))
+        history, seconds = loop.fit(model, source, params.pretrain, STAGE)
+    record.write(STAGE, model, source, history, seconds, threads)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run a study and write its page: ``python -m studies studies/digits.yaml``.
 
-Stopped at any point, the same command goes on where it was. Exit code 1 when experiments failed.
+If it is stopped, the same command resumes it. Exit code 1 if experiments failed.
 """
 
 import argparse
@@ -8,32 +8,32 @@ import shlex
 import sys
 from pathlib import Path
 
-from stages.settings import UserError, stop_on_user_error
+from stages.shared.errors import UserError, program
 from studies import analysis, page, plan, queue
 
 
 def parse() -> argparse.Namespace:
+    """The command's arguments: plan, changes (a list of KEY=VALUE), retry."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__.splitlines()[0])
     parser.add_argument("plan", type=Path, help="a plan, such as studies/digits.yaml")
     parser.add_argument(
         "-S", dest="changes", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of every run in place of the plan's, as in `dvc exp run`",
+        help="override a setting in every run, as in `dvc exp run`",
     )  # fmt: skip
-    parser.add_argument("--retry", action="store_true", help="run experiments again that failed")
+    parser.add_argument("--retry", action="store_true", help="run failed experiments again")
     return parser.parse_args()
 
 
-@stop_on_user_error
+@program
 def main() -> None:
+    """Run what the plan asks for and has not been run yet, then write the page."""
     options = parse()
     study = plan.load(options.plan, options.changes)
     wanted = plan.experiments(study, options.plan.stem)
     try:
         failed = queue.run(wanted, options.retry)
     except KeyboardInterrupt:
-        print(
-            "\nThe queue goes on without this command; `dvc queue stop --kill` ends it. The same command goes on later."
-        )
+        print("\nThe queue keeps running; `dvc queue stop --kill` stops it. The same command resumes the study.")
         raise
     done = {name: found for name, found in queue.experiments().items() if name in wanted and name not in failed}
     if not done:

@@ -1,5 +1,6 @@
-"""What a study's experiments say: means with intervals, paired differences over seeds, per-class gains."""
+"""What a study's experiments show: means with intervals, paired differences over seeds, gains by class."""
 
+import itertools
 from functools import cache
 from io import StringIO
 
@@ -9,50 +10,48 @@ import pandas as pd
 from dvc.exceptions import DvcException
 from scipy import stats
 
-from stages.settings import UserError
+from stages.shared.errors import UserError
 from studies.plan import Choice, Plan, Question, experiment_name
 from studies.queue import Experiment
 
-EXACT = 2**16  # sign flips; with more seeds than 16, as many at random
-LEVEL = 0.05
-SAME = 1e-9  # spreads below are rounding
+EXACT = 2**16  # sign flips: all of them up to 16 seeds, this many at random beyond
+LEVEL = 0.05  # of significance
+SAME = 1e-9  # a spread below it is rounding error
 
 
 def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame:
     """One row for each model, number of images and seed that has been run.
 
-    Columns: model, images (of each class), seed, experiment, rev, stage, accuracy (test), validation (accuracy, or NaN
-    where no images were held out), seconds (of training, the pretraining included). Raises `UserError` where the report
-    leaves out the stage of a model.
+    Columns: model, images (per class), seed, experiment, rev, stage, accuracy (test), validation (accuracy; NaN if no
+    images were held out), seconds (of training, including pretraining). Raises `UserError` if the report leaves out
+    the stage of a model.
     """
     rows = []
-    for name, model in plan.named_models.items():
-        for images in plan.images_per_class:
-            for seed in plan.seeds:
-                experiment = experiment_name(study, model.run, images, seed)
-                if experiment in done:
-                    metrics = done[experiment].metrics
-                    trained = {"pretrain", model.stage}
-                    if model.stage not in metrics:
-                        raise UserError(f"{experiment}: no {model.stage} in metrics.json, expected it in report's cmd")
-                    rows.append(
-                        {
-                            "model": name,
-                            "images": images,
-                            "seed": seed,
-                            "experiment": experiment,
-                            "rev": done[experiment].rev,
-                            "stage": model.stage,
-                            "accuracy": metrics[model.stage]["test_accuracy"],
-                            "validation": metrics[model.stage].get("validation_accuracy", np.nan),
-                            "seconds": sum(metrics[stage]["train_seconds"] for stage in trained),
-                        }
-                    )
+    for (name, model), images, seed in itertools.product(plan.named_models.items(), plan.images_per_class, plan.seeds):
+        experiment = experiment_name(study, model.run, images, seed)
+        if experiment not in done:
+            continue
+        metrics = done[experiment].metrics
+        if model.stage not in metrics:
+            raise UserError(f"{experiment}: no {model.stage} in metrics.json, expected it in report's cmd in dvc.yaml")
+        rows.append(
+            {
+                "model": name,
+                "images": images,
+                "seed": seed,
+                "experiment": experiment,
+                "rev": done[experiment].rev,
+                "stage": model.stage,
+                "accuracy": metrics[model.stage]["test_accuracy"],
+                "validation": metrics[model.stage].get("validation_accuracy", np.nan),
+                "seconds": sum(metrics[stage]["train_seconds"] for stage in {"pretrain", model.stage}),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval for the mean of `values`, float (n,); NaN for fewer than two."""
+    """Student's 95% confidence interval of the mean of `values`, float (n,); NaN for fewer than two."""
     if len(values) < 2:
         return np.nan, np.nan
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -60,7 +59,7 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
-    """Mean, standard deviation, n and the mean's 95 % interval of a column, by model and number of images."""
+    """A column's mean, sd, n, low and high (95% interval of the mean); index: model, number of images."""
     rows = {}
     for key, group in table.groupby(["model", "images"], sort=False)[column]:
         low, high = mean_interval(group.to_numpy())
@@ -69,13 +68,13 @@ def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
 
 
 def _rounded_mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
-    return np.mean(a - b, axis=axis).round(12)  # else flips that are ties differ in their last digit
+    return np.mean(a - b, axis=axis).round(12)  # or flips that tie would differ in their last digit
 
 
 def sign_flip_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of the paired permutation test of the mean difference: every difference's sign is flipped.
+    """Two-sided p of the paired permutation test of the mean difference, which flips the signs of the differences.
 
-    Exact up to 16 pairs. With n pairs it cannot be below 2 / 2**n (Fisher, 1935).
+    `first` and `second`: float (n,), paired. Exact up to 16 pairs. p is never below 2 / 2**n (Fisher, 1935).
     """
     test = stats.permutation_test(
         (second, first), _rounded_mean_difference, permutation_type="samples", vectorized=True,
@@ -87,12 +86,12 @@ def sign_flip_p(first: np.ndarray, second: np.ndarray) -> float:
 def compare(table: pd.DataFrame, question: Question) -> pd.DataFrame:
     """The second model minus the first, paired by seed, one row for each number of images.
 
-    Columns: images, difference, low, high (95 % interval of the mean difference), d (Cohen's, of the differences), n,
-    p (NaN for fewer than two seeds). No row where no seed has both models.
+    Columns: images, difference, low, high (95% interval of the mean difference), d (Cohen's, of the differences), n,
+    p (NaN for fewer than two seeds). A number of images for which no seed has both models has no row.
     """
     rows = []
     for images, part in table.groupby("images", sort=False):
-        wide = part.set_index(["seed", "model"])["accuracy"].unstack("model")  # noqa: PD010 - one value each
+        wide = part.set_index(["seed", "model"])["accuracy"].unstack("model")  # noqa: PD010 - one value per cell
         pairs = wide.reindex(columns=[question.first, question.second]).dropna()
         first, second = pairs[question.first].to_numpy(), pairs[question.second].to_numpy()
         if not len(pairs):
@@ -115,7 +114,7 @@ def compare(table: pd.DataFrame, question: Question) -> pd.DataFrame:
 
 
 def compare_all(table: pd.DataFrame, questions: list[Question]) -> list[pd.DataFrame]:
-    """`compare` for every question, with a column `adjusted`: p by Benjamini and Hochberg (1995) over all of them."""
+    """`compare` for every question, with a column `adjusted`: p over all of them (Benjamini and Hochberg, 1995)."""
     answers = [compare(table, question) for question in questions]
     p = np.concatenate([answer["p"].to_numpy(float) for answer in answers])
     adjusted, tested = np.full(len(p), np.nan), ~np.isnan(p)
@@ -134,12 +133,12 @@ def verdict(row: pd.Series) -> str:
 
 @cache
 def read(path: str, experiment: str, rev: str) -> str:
-    """A file that an experiment wrote, from Git or DVC's cache; raises `UserError` where it is gone."""
+    """A file that an experiment wrote, from Git or DVC's cache; raises `UserError` if it is gone."""
     try:
         return dvc.api.read(path, rev=rev, encoding="utf-8")
     except (OSError, DvcException):
         raise UserError(
-            f"{experiment}: {path} is not in DVC's cache; `dvc exp remove {experiment}`, then again"
+            f"{experiment}: {path} is not in DVC's cache; `dvc exp remove {experiment}`, then run the study again"
         ) from None
 
 
@@ -150,7 +149,7 @@ def predictions(row: pd.Series) -> pd.DataFrame:
 
 
 def class_gains(table: pd.DataFrame, question: Question, images: int) -> pd.DataFrame:
-    """By class and seed, the second model's test accuracy minus the first's: float (seeds, classes)."""
+    """The second model's test accuracy minus the first's, by seed and class: float (seeds, classes)."""
     part = table[table["images"] == images].set_index(["model", "seed"]).sort_index()
     of_model = [{seed for name, seed in part.index if name == model} for model in (question.first, question.second)]
     seeds = sorted(of_model[0] & of_model[1])
@@ -170,7 +169,7 @@ def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
     """The candidates of a choice, best first, and whether they were judged on validation images.
 
     Without validation images they are judged on the test images. Columns as in `summary`; index: models. Only seeds
-    count that all candidates have been run with; empty where there are none.
+    that all candidates have been run with count; empty if there are none.
     """
     part = table[(table["images"] == choice.images_per_class) & table["model"].isin(choice.among)]
     there = part.groupby("seed")["model"].nunique()
@@ -183,9 +182,9 @@ def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
 
 
 def shown(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
-    """`table` without the candidates that were not chosen on validation images and that no question is about.
+    """`table` without the candidates that were rejected on validation images, unless a question is about them.
 
-    Their test accuracies are nobody's business: the best of many test accuracies is too good.
+    Picking the best of many test accuracies is optimistic, so theirs are not shown.
     """
     hidden = set()
     for choice in plan.choices:

@@ -1,4 +1,4 @@
-"""Write a study's page: ``study.md``, its figures and a table of all runs."""
+"""Write a study's page, its charts and a table of all runs."""
 
 import json
 import math
@@ -7,57 +7,63 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages import figures as stage_figures
-from stages import notebook
-from stages.report import plain
-from studies import analysis, figures
+from stages.reporting import figures
+from stages.reporting.page import plain
+from stages.settings import Settings
+from stages.shared.files import write_whole
+from studies import analysis, charts
 from studies.plan import Changes, Choice, Plan, committed_settings
 
 
 def percent(value: float, sign: bool = False) -> str:
+    """A share in percent with one decimal, such as 61.5, or +61.5 with `sign`."""
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
 def interval(row: pd.Series, sign: bool = False) -> str:
+    """The shares `low` and `high` of a row, such as "58.9 to 61.6"; "none" if they are NaN."""
     return "none" if pd.isna(row["low"]) else f"{percent(row['low'], sign)} to {percent(row['high'], sign)}"
 
 
 def mean_and_spread(row: pd.Series) -> str:
+    """The shares `mean` and, if there is one, `sd` of a row, such as "60.3 ± 1.2"."""
     return percent(row["mean"]) + ("" if pd.isna(row["sd"]) else f" ± {percent(row['sd'])}")
 
 
 def number(value: float, digits: int) -> str:
+    """A number with so many decimals; "none" for NaN."""
     return "none" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def markdown(rows: list[dict]) -> str:
+    """A Markdown table of cells by column heading."""
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def accuracies(summary: pd.DataFrame) -> str:
-    """Mean, standard deviation, interval and n of every model at every number of images."""
+    """The table of `analysis.summary`: every model at every number of images."""
     return markdown(
         [
             {
-                "model": plain(model),
-                "images of each class": f"{images:,}",
+                "model": plain(row["model"]),
+                "images per class": f"{row['images']:,}",
                 "test accuracy, %": mean_and_spread(row),
-                "95 % interval of the mean": interval(row),
+                "95% interval of the mean": interval(row),
                 "seeds": f"{row['n']:.0f}",
             }
-            for (model, images), row in summary.iterrows()
+            for _, row in summary.reset_index().iterrows()
         ]
     )
 
 
 def answer(table: pd.DataFrame) -> str:
-    """The differences that answer one question; see `analysis.compare`."""
+    """The table of the differences that answer one question; see `analysis.compare_all`."""
     return markdown(
         [
             {
-                "images of each class": f"{row['images']:,.0f}",
+                "images per class": f"{row['images']:,.0f}",
                 "difference, points": percent(row["difference"], sign=True),
-                "95 % interval": interval(row, sign=True),
+                "95% interval": interval(row, sign=True),
                 "effect size d": number(row["d"], 1),
                 "seeds": f"{row['n']:.0f}",
                 "p": number(row["p"], 3),
@@ -70,7 +76,7 @@ def answer(table: pd.DataFrame) -> str:
 
 
 def in_short(plan: Plan, answers: list[pd.DataFrame]) -> str:
-    """One line for each question: where it is answered, and how."""
+    """One line for each question: its verdicts, and the numbers of images they hold for."""
     lines = []
     for question, table in zip(plan.questions, answers, strict=True):
         by_verdict: dict[str, list[str]] = {}
@@ -83,41 +89,38 @@ def in_short(plan: Plan, answers: list[pd.DataFrame]) -> str:
 
 
 def choices(plan: Plan, table: pd.DataFrame) -> str:
-    """What was chosen, on which images, and the test accuracy of the chosen one."""
+    """For each choice: what was chosen, on which images, and the test accuracy of the chosen model."""
     parts = []
     for choice in plan.choices:
         judged, held_out = analysis.choose(table, choice)
-        heading = f"### {plain(choice.choose)}, {choice.images_per_class:,} images of each class"
+        heading = f"### {plain(choice.choose)}, {choice.images_per_class:,} images per class"
         if judged.empty:
-            parts.append(f"{heading}\n\nNo seed has all the candidates' runs.")
+            parts.append(f"{heading}\n\nNo seed has runs of all candidates.")
             continue
         kind = "validation" if held_out else "test"
         rows = [
             {"candidate": plain(name), f"{kind} accuracy, %": mean_and_spread(row), "seeds": f"{row['n']:.0f}"}
             for name, row in judged.iterrows()
         ]
-        tested = analysis.summary(table[table["model"] == judged.index[0]]).loc[
-            (judged.index[0], choice.images_per_class)
-        ]
-        verdict = _verdict(plan, choice, judged.index[0], tested, held_out)
-        parts.append(f"{heading}\n\n{markdown(rows)}\n\n{verdict}")
+        best = judged.index[0]
+        tested = analysis.summary(table[table["model"] == best]).loc[(best, choice.images_per_class)]
+        parts.append(f"{heading}\n\n{markdown(rows)}\n\n{_verdict(plan, choice, best, tested, held_out)}")
     return "\n\n".join(parts)
 
 
 def _verdict(plan: Plan, choice: Choice, chosen: str, tested: pd.Series, held_out: bool) -> str:
     if not held_out:
         return (
-            f"**This choice was made on the test images**: the accuracy of {plain(chosen)} in this table is too good, "
-            "as it is the best of several. Set `data.validation_fraction` to choose without looking at them."
+            "**This choice was made on the test images.** Picking the best of many test accuracies is optimistic: "
+            f"expect less of {plain(chosen)} on new images. Hold out validation images with `data.validation_fraction`."
         )
-    text = (
-        f"Chosen: **{plain(chosen)}**, on validation images alone. Its test accuracy: {percent(tested['mean'])} % "
-        f"(95 % interval {interval(tested)})."
+    verdict = (
+        f"Chosen on validation images alone: **{plain(chosen)}**. Its test accuracy: {percent(tested['mean'])}% "
+        f"(95% interval {interval(tested)})."
     )
-    seen = sorted(set(choice.among) & plan.asked - {chosen})
-    if seen:
-        text += f" The test accuracy of {plain(', '.join(seen))} is above as a question is about it; it chose nothing."
-    return text
+    if asked := " and ".join(sorted(set(choice.among) & plan.asked - {chosen})):
+        verdict += f" Questions ask about {plain(asked)}: their test accuracies are above but played no part."
+    return verdict
 
 
 def _set_up(row: pd.Series) -> str:
@@ -130,19 +133,21 @@ def _settings(changes: Changes) -> str:
 
 
 def what_was_run(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]) -> str:
+    """A list of all that is needed to run the study again, and of the experiments that failed, with reasons."""
     rows = table.drop_duplicates("experiment")
     set_ups = {_set_up(row) for _, row in rows.iterrows()}
     tests = {len(analysis.predictions(row)) for _, row in rows.drop_duplicates("images").iterrows()}
     of_all = committed_settings() | plan.settings
-    differ = {key: value for key, value in of_all.items() if notebook.SETTINGS.get(key) != value}
+    defaults = Settings().by_key()
+    differ = {key: value for key, value in of_all.items() if defaults.get(key) != value}
     lines = [
         f"- {len(rows)} experiments of `{command}`, seeds {', '.join(map(str, plan.seeds))}",
-        f"- code and settings: those of commit {last_change()}",
+        f"- code and settings: commit {last_change()}",
         f"- dataset: `{of_all['data.path']}`; test images: {', '.join(f'{n:,}' for n in sorted(tests))}",
         f"- settings of all runs that differ from the notebook's: {_settings(differ) or 'none'}",
     ]
-    lines += [f"- with {images:,} images of each class: {_settings(c)}" for images, c in plan.images_per_class.items()]
-    lines += [f"- run {run}: {_settings(changes) or 'nothing else'}" for run, changes in plan.runs.items()]
+    lines += [f"- with {images:,} images per class: {_settings(c)}" for images, c in plan.images_per_class.items()]
+    lines += [f"- run {run}: {_settings(changes) or 'no other settings'}" for run, changes in plan.runs.items()]
     for set_up in sorted(set_ups):
         lines.append("- set-up: " + ", ".join(f"{key} {value}" for key, value in json.loads(set_up).items()))
     lines += [f"- failed, not in the tables: `{name}`: {plain(reason)}" for name, reason in failed.items()]
@@ -150,28 +155,29 @@ def what_was_run(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str
 
 
 def last_change() -> str:
-    """The last commit that changed the pipeline, shortened; committing a page does not change it."""
+    """The last commit that changed the pipeline, abbreviated: committing a page makes no other page."""
     command = ["git", "log", "-1", "--format=%h", "--", "dvc.yaml", "params.yaml", "stages"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def what_can_be_shown(answers: list[pd.DataFrame]) -> str:
-    """How small p can get with so many seeds, and how many of so many comparisons must get there."""
+    """How small p can get with so many seeds, and how many comparisons must reach that for any to be significant."""
     tested = pd.concat(answers).dropna(subset="p")
     if tested.empty:
-        return "No comparison has two seeds: none could be tested."
+        return "No comparison has two seeds, so none could be tested."
     smallest = 2 / 2 ** tested["n"].max()
     needed = math.floor(smallest * len(tested) / analysis.LEVEL) + 1
-    text = f"With {tested['n'].max():.0f} seeds p cannot be below {smallest:.2g}"
+    text = f"With {tested['n'].max():.0f} seeds, p is at least {smallest:.2g}"
     if needed > len(tested):
-        return f"{text}: too few seeds to show any difference."
-    return f"{text}: of the {len(tested)} comparisons at least {needed} must get there for any to count."
+        return f"{text}: too few seeds for any significant difference."
+    return f"{text}: at least {needed} of the {len(tested)} comparisons must reach that for any to be significant."
 
 
-def text(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str], drawn: dict[str, str]) -> str:
-    """The whole page, Markdown; nothing in it is a time, so that a rerun writes the same page.
+def render(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str], drawn: dict[str, str]) -> str:
+    """The whole page, Markdown, without times, so that a rerun writes the same page.
 
-    `drawn` has the figures' paths by name.
+    `command` asks for the page; `table` is that of `analysis.results`; `failed` has reasons by experiment; `drawn` has
+    the charts' paths by name.
     """
     shown = analysis.shown(plan, table)
     answers = analysis.compare_all(table, plan.questions)
@@ -180,18 +186,18 @@ def text(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str], 
         for question, differences in zip(plan.questions, answers, strict=True)
     )
     folder = Path(drawn["accuracy_by_images"]).parent
-    gains = "No question has both models' runs."
+    gains = "No question has runs of both models."
     if "class_gains" in drawn:
-        gains = f"Gains in test accuracy with {max(plan.images_per_class):,} images of each class, a dot for each seed:"
+        gains = f"Gain in test accuracy with {max(plan.images_per_class):,} images per class, a dot for each seed:"
         gains += f"\n\n![gains by class]({drawn['class_gains']})"
     chosen = f"\n## Choices\n\n{choices(plan, table)}\n" if plan.choices else ""
     return f"""# {plan.title}
 
 {in_short(plan, answers)}
 
-In brackets: the mean difference in points of test accuracy. «Inconclusive» says that these runs show no difference, not
-that there is none. Every run is tested on the same test images: what is said here is about other seeds, not about other
-images.
+In brackets: the mean difference in test accuracy, in percentage points. "Inconclusive" does not mean that there is no
+difference, only that these runs do not show one. All runs are tested on the same images: the results hold for other
+seeds, not necessarily for other images.
 
 {plain(plan.notes.strip())}
 
@@ -199,19 +205,19 @@ images.
 
 ![test accuracy by number of images]({drawn["accuracy_by_images"]})
 
-Bands are 95 % intervals of the mean over seeds.
+Bands: 95% confidence intervals of the mean over seeds.
 
 {accuracies(analysis.summary(shown))}
 
-± is the standard deviation over seeds.
+±: standard deviation over seeds.
 
 ## Questions
 
-Models of the same seed are compared. p: sign-flip test of the mean difference, two-sided and, up to 16 seeds, exact.
-Adjusted p: Benjamini and Hochberg's over all comparisons, which holds down the share of false ones among the verdicts.
+Comparisons are paired by seed. p: two-sided sign-flip test of the mean difference, exact up to 16 seeds.
+Adjusted p: Benjamini-Hochberg over all comparisons, which limits the share of false positives among the verdicts.
 {what_can_be_shown(answers)}
-A difference counts where the adjusted p is below {analysis.LEVEL} and the 95 % interval (Student's) leaves out 0.
-Effect size: Cohen's d of the paired differences, which comes out too large from few seeds.
+A difference is significant if the adjusted p is below {analysis.LEVEL} and the 95% interval (Student's t) excludes 0.
+Effect size: Cohen's d of the paired differences, an overestimate if there are few seeds.
 
 {asked}
 
@@ -221,8 +227,8 @@ Effect size: Cohen's d of the paired differences, which comes out too large from
 {chosen}
 ## Training time
 
-Every run a dot, the means a line from the fewest images to the most; the seconds are in `{folder}/runs.csv`. They are
-those of each training when it was run, whatever else the machine did then.
+Each dot is a run; lines join the means, from the fewest images to the most. The seconds, listed in
+`{folder}/runs.csv`, were measured when each model was trained and depend on what else the machine was doing.
 
 ![test accuracy by training time]({drawn["accuracy_by_time"]})
 
@@ -230,28 +236,27 @@ those of each training when it was run, whatever else the machine did then.
 
 {what_was_run(plan, command, table, failed)}
 
-This page again, running what is missing, if anything: `{command}`
+To write this page again: `{command}` (it runs only what is missing).
 """
 
 
 def write(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]) -> Path:
-    """Write the page, its figures and the runs; returns the page's path. `command` is the one that asks for it."""
+    """Write the page, its charts and the table of runs; returns the page's path. Arguments as for `render`."""
     page = Path(plan.page)
     folder = page.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
     shown = analysis.shown(plan, table)
     most = max(plan.images_per_class)
     gains = {question.ask: analysis.class_gains(table, question, most) for question in plan.questions}
     gains = {ask: of_seeds for ask, of_seeds in gains.items() if len(of_seeds)}
     drawn = {
-        "accuracy_by_images": figures.accuracy_by_images(plan, analysis.summary(shown)),
-        "accuracy_by_time": figures.accuracy_by_time(plan, shown),
+        "accuracy_by_images": charts.accuracy_by_images(plan, analysis.summary(shown)),
+        "accuracy_by_time": charts.accuracy_by_time(plan, shown),
     }
     if gains:
-        drawn["class_gains"] = figures.class_gains(gains)
+        drawn["class_gains"] = charts.gains_by_class(gains)
     for name, figure in drawn.items():
-        stage_figures.save(figure, folder / f"{name}.png")
-    shown.drop(columns="rev").to_csv(folder / "runs.csv", index=False)
+        figures.save(figure, folder / f"{name}.png")
+    write_whole(folder / "runs.csv", shown.drop(columns="rev").to_csv(index=False).encode())
     paths = {name: f"{folder.name}/{name}.png" for name in drawn}
-    page.write_text(text(plan, command, table, failed, paths), encoding="utf-8")
+    write_whole(page, render(plan, command, table, failed, paths).encode())
     return page

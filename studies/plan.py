@@ -1,5 +1,6 @@
-"""A study's plan: which settings, which seeds, which models are compared, which questions are asked of them."""
+"""A study's plan: which settings, which seeds, which models are compared, and which questions are asked about them."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -11,14 +12,15 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from stages.settings import Section, Settings, UserError, leaves, nested, one_line, read_yaml
+from stages.settings import Section, Settings, leaves, problems, read_yaml
+from stages.shared.errors import UserError
 
-Changes = dict[str, Any]
+Changes = dict[str, Any]  # settings by dotted key
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")]
 
 
-class Model(Section):
-    """One of the models that are compared: what `stage` trains in the experiments `run`."""
+class ComparedModel(Section):
+    """One of the models that are compared: the one that `stage` trains in the experiments `run`."""
 
     run: str
     stage: str
@@ -32,7 +34,7 @@ class Question(Section):
     second: str
 
     @model_validator(mode="after")
-    def _of_two(self):
+    def _of_two(self) -> "Question":
         if self.first == self.second:
             raise ValueError(f"second: was {self.second!r}, expected another model than the first")
         return self
@@ -47,21 +49,21 @@ class Choice(Section):
 
 
 class Plan(Section):
-    """A plan file; settings are keys of ``params.yaml``, those that are not named have their committed values."""
+    """A plan file. Settings are keys of ``params.yaml``; any that are not named keep their committed values."""
 
     title: str
-    notes: str = Field(description="what a reader of the page has to know besides: of the images, of the recipe")
+    notes: str = Field(description="what else a reader of the page has to know: about the images, about the recipe")
     page: str = Field(pattern=r"\.md$")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     settings: Changes
     images_per_class: dict[Annotated[int, Field(ge=1)], Changes] = Field(min_length=1)
     runs: dict[Name, Changes] = Field(min_length=1)
-    models: dict[str, dict[str, Model]] = Field(min_length=1)
+    models: dict[str, dict[str, ComparedModel]] = Field(min_length=1)
     questions: list[Question] = Field(min_length=1)
     choices: list[Choice]
 
     @model_validator(mode="after")
-    def _names_exist(self):
+    def _names_exist(self) -> "Plan":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: was {self.seeds}, expected each once")
         for name, model in self.named_models.items():
@@ -79,8 +81,8 @@ class Plan(Section):
         return self
 
     @cached_property
-    def named_models(self) -> dict[str, Model]:
-        """Every model by its full name, such as «output layer, pretrained»."""
+    def named_models(self) -> dict[str, ComparedModel]:
+        """Every model by its full name, such as "output layer, pretrained"."""
         return {f"{way}, {origin}": model for way, origins in self.models.items() for origin, model in origins.items()}
 
     @property
@@ -90,20 +92,20 @@ class Plan(Section):
 
 
 def load(path: Path, changes: Iterable[str] = ()) -> Plan:
-    """Read a plan; `changes`, each KEY=VALUE, go before its settings of all runs.
+    """Read a plan; `changes`, each KEY=VALUE, override its settings of all runs.
 
-    Raises `UserError` with one line when it is missing, is no YAML or does not fit, or a change would have no effect.
+    Raises `UserError` with one line if the file is missing, not YAML or does not fit, or a change would have no effect.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]+", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
     try:
         plan = Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
     except ValidationError as error:
-        raise UserError(f"{path}: {one_line(error)}") from None
+        raise UserError(f"{path}: {problems(error, 'docs/studies.md')}") from None
     changed = dict(_change(text) for text in changes)
     of_some = {key for part in (plan.images_per_class, plan.runs) for settings in part.values() for key in settings}
     if fixed := sorted({"seed", *of_some} & set(changed)):
-        raise UserError(f"-S {fixed[0]}: set by {path} itself for some of the runs, expected another setting")
+        raise UserError(f"-S {fixed[0]}: {path} itself sets it in some of the runs, expected another setting")
     return plan.model_copy(update={"settings": plan.settings | changed})
 
 
@@ -118,42 +120,39 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 def committed_settings() -> Changes:
-    """Every setting of ``params.yaml`` as it was committed last, by its dotted key."""
+    """Every setting of ``params.yaml`` as last committed; raises `UserError` if one is missing."""
     shown = subprocess.run(["git", "show", "HEAD:./params.yaml"], capture_output=True, text=True, check=False)
     if shown.returncode:
-        raise UserError(f"params.yaml: {shown.stderr.strip()}; expected a Git repository where it is committed")
-    return dict(leaves(yaml.safe_load(shown.stdout)))
+        raise UserError(f"params.yaml: {shown.stderr.strip()}; expected a Git repository that has it committed")
+    settings = dict(leaves(yaml.safe_load(shown.stdout)))
+    if missing := ", ".join(key for key in Settings().by_key() if key not in settings):
+        raise UserError(f"params.yaml: {missing}: missing in the last commit, expected a value")
+    return settings
 
 
 def experiment_name(study: str, run: str, images: int, seed: int) -> str:
+    """The name of an experiment, such as ``digits_pretrained_20_s1``; `images` per class."""
     return f"{study}_{run}_{images}_s{seed}"
 
 
 def experiments(plan: Plan, study: str) -> dict[str, Changes]:
-    """Every experiment that the plan asks for: its name and all its settings, by dotted key.
+    """Every experiment that the plan asks for: all its settings, by its name.
 
-    Raises `UserError` where a setting does not exist or has a value that is not allowed, a stage does not exist, or a
-    question is about models of different images.
+    Raises `UserError` if a setting does not exist or has a value that is not allowed, a stage does not exist, or a
+    question compares models that are tested on different images.
     """
     committed = committed_settings()
     wanted = {}
-    for images, at_images in plan.images_per_class.items():
-        for run, of_run in plan.runs.items():
-            for seed in plan.seeds:
-                changes = plan.settings | at_images | of_run | {"seed": seed}
-                name = experiment_name(study, run, images, seed)
-                if unknown := sorted(set(changes) - set(committed)):
-                    raise UserError(f"{name}: {unknown[0]}: unknown key, expected a setting of params.yaml")
-                wanted[name] = _checked(committed | changes, name)
-                if wanted[name]["data.target_per_class"] != images:
-                    was = wanted[name]["data.target_per_class"]
-                    raise UserError(
-                        f"{name}: data.target_per_class: was {was}, expected {images}, as images_per_class has it"
-                    )
-    stages = {key.split(".")[0] for key in committed if key.endswith(".epochs")}
+    for images, run, seed in itertools.product(plan.images_per_class, plan.runs, plan.seeds):
+        name = experiment_name(study, run, images, seed)
+        changes = plan.settings | plan.images_per_class[images] | plan.runs[run] | {"seed": seed}
+        wanted[name] = _checked(committed, changes, name)
+        if (was := wanted[name]["data.target_per_class"]) != images:
+            raise UserError(f"{name}: data.target_per_class: was {was}, expected {images}, its key in images_per_class")
+    stages = sorted({key.split(".")[0] for key in committed if key.endswith(".epochs")})
     for name, model in plan.named_models.items():
         if model.stage not in stages:
-            raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {sorted(stages)}")
+            raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {stages}")
     for question in plan.questions:
         first, second = (_tested_on(plan, study, name, wanted) for name in (question.first, question.second))
         if first != second:
@@ -169,12 +168,27 @@ def _tested_on(plan: Plan, study: str, name: str, wanted: dict[str, Changes]) ->
     return settings["data.path"], settings[f"data.{half}_classes"]
 
 
-def _checked(changes: Changes, where: str) -> Changes:
+def _checked(committed: Changes, changes: Changes, where: str) -> Changes:
+    """The committed settings with changes."""
+    if unknown := sorted(set(changes) - set(committed)):
+        raise UserError(f"{where}: {unknown[0]}: unknown key, expected a setting of params.yaml")
     try:
-        Settings.model_validate(nested(changes))
+        Settings.model_validate(_nested(committed | changes))
     except ValidationError as error:
-        raise UserError(f"{where}: {one_line(error)}") from None
-    return changes
+        raise UserError(f"{where}: {problems(error)}") from None
+    return committed | changes
+
+
+def _nested(settings: Changes) -> dict:
+    """The sections that `leaves` took apart."""
+    sections: dict = {}
+    for key, value in settings.items():
+        *names, leaf = key.split(".")
+        section = sections
+        for name in names:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return sections
 
 
 def overrides(changes: Changes) -> list[str]:

@@ -1,4 +1,4 @@
-"""Run a study's experiments through DVC's own queue: queue what is missing, watch, and name what failed."""
+"""Run a study's experiments through DVC's own queue: queue what is missing, watch it, name what failed."""
 
 import fcntl
 import json
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import yaml
 
-from stages.settings import UserError, leaves
+from stages.settings import PARAMS, leaves, read_yaml
+from stages.shared.errors import UserError
 from studies import workspace
 from studies.plan import Changes, committed_settings, overrides
 
-TRIES = 4  # of a dvc command: it may meet the queue's worker at the same files
-POLL_SECONDS = (2, 20)  # each look at the queue takes a second from the training
+TRIES = 4  # of a dvc command, which may compete with the queue's worker for files
+POLL_SECONDS = (2, 20)  # a look at the queue takes a second from the training
 LOCK = Path(".dvc/tmp/study.lock")
-RUNS = Path(".dvc/tmp/exps/run")  # where DVC notes the process of each run
-WORKER_SECONDS = 60  # for a worker to start
-REQUEUED = 2  # times that a run is queued again by itself
+RUNS = Path(".dvc/tmp/exps/run")  # where DVC records the process of each run
+WORKER_SECONDS = 60  # given to a worker to start
+REQUEUED = 2  # times that a run is queued again without being asked
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What DVC knows of an experiment; `state` is queued, running, failed or success."""
+    """What DVC knows about an experiment; `state` is queued, running, failed or success."""
 
     name: str
     rev: str
@@ -39,7 +39,7 @@ class Experiment:
     killed: bool
 
     def fits(self, wanted: Changes) -> bool:
-        """Whether it has the settings that are wanted, and its results where it has ended well."""
+        """Whether it has the wanted settings and, if it succeeded, its results."""
         return self.settings == wanted and (self.state != "success" or bool(self.metrics))
 
     def remove(self) -> None:
@@ -47,14 +47,14 @@ class Experiment:
         if self.state == "success":
             dvc("exp", "remove", self.name)
         else:
-            for _ in range(2):  # the first may leave the queue's own note of it
+            for _ in range(2):  # the first may leave the queue's own entry
                 dvc("queue", "remove", self.rev, must=False)
 
 
 def dvc(*arguments: str, must: bool = True) -> str:
-    """What a ``dvc`` command prints; raises `UserError` when it fails again and again, where it `must` succeed.
+    """What a ``dvc`` command prints; raises `UserError` if it `must` succeed and keeps failing.
 
-    It has a session of its own and is waited for: a Ctrl-C is for the study, not for a half-made entry of the queue.
+    It runs in a session of its own and is waited for, so that Ctrl-C does not leave the queue with half an entry.
     """
     for attempt in range(1, TRIES + 1):
         process = subprocess.Popen(
@@ -75,7 +75,7 @@ def dvc(*arguments: str, must: bool = True) -> str:
 
 
 def experiments() -> dict[str, Experiment]:
-    """The experiments of the commit that is checked out, by name."""
+    """The experiments of the checked-out commit, by name."""
     head = json.loads(dvc("exp", "show", "--json"))[1]
     return {entry["name"]: _experiment(entry) for entry in head["experiments"] or []}
 
@@ -90,7 +90,7 @@ def _experiment(entry: dict) -> Experiment:
     return Experiment(
         name=entry["name"],
         rev=entry["revs"][0]["rev"],
-        state=executor.get("state") or "success",  # run in the workspace, or long ago
+        state=executor.get("state") or "success",  # none: run in the workspace, or long ago
         settings=dict(leaves(params)),
         metrics=metrics,
         log=Path(local["log"]) if local.get("log") else None,
@@ -99,7 +99,7 @@ def _experiment(entry: dict) -> Experiment:
 
 
 def why_failed(experiment: Experiment) -> str:
-    """The error that ended an experiment, one line of its log: a stage's own, or the end of a traceback."""
+    """The line of its log that says why an experiment failed: a stage's own error, or the end of a traceback."""
     try:
         lines = experiment.log.read_text(errors="replace").splitlines() if experiment.log else []
     except OSError:
@@ -119,13 +119,13 @@ class Task:
 
 
 def tasks() -> list[Task]:
-    """What is in the queue; what is running or queued comes before what has ended."""
+    """The queue's entries; what is running or queued comes before what has ended."""
     _, *rows = dvc("queue", "status").split("\n\nWorker status")[0].splitlines()
     return [Task(words[0], words[1], words[-1]) for words in map(str.split, rows) if words]
 
 
 def states() -> dict[str, str]:
-    """The state of every name in the queue; a run that is queued again counts, not the older one that has ended."""
+    """The state of every name in the queue: of the run queued again, not of an older one that has ended."""
     found: dict[str, str] = {}
     for task in tasks():
         found.setdefault(task.name, task.state)
@@ -133,7 +133,7 @@ def states() -> dict[str, str]:
 
 
 def worker_runs() -> bool:
-    """Whether this repository has a worker, busy or not: under load it may be late to answer DVC."""
+    """Whether this repository has a worker: found by its process, as under load it answers DVC late."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if "queue-worker" in process.cmdline() and Path(process.cwd()).is_relative_to(Path.cwd()):
@@ -142,11 +142,11 @@ def worker_runs() -> bool:
 
 
 def start_worker() -> None:
-    """Start the queue's worker and wait until it is there: a second one beside it would lose runs (dvc#10673)."""
+    """Start the queue's worker and wait for it: a second one started meanwhile would lose runs (dvc#10673)."""
     command = [sys.executable, "-m", "dvc", "queue", "start"]
-    # The worker lives on in the background and would hold a pipe of ours open.
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if subprocess.run(command, check=False, start_new_session=True, **quiet).returncode:
+    null = subprocess.DEVNULL  # the worker lives on in the background and would keep a pipe of ours open
+    done = subprocess.run(command, stdin=null, stdout=null, stderr=null, start_new_session=True, check=False)
+    if done.returncode:
         raise UserError("dvc queue start: failed; type it to see why")
     started = time.monotonic()
     while not worker_runs() and time.monotonic() - started < WORKER_SECONDS:
@@ -154,37 +154,36 @@ def start_worker() -> None:
 
 
 def wait_for_idle_worker() -> None:
-    """Wait until a worker without work has ended, as it does soon: it would lose what it is given then."""
+    """Wait until a worker without work has shut down: it would lose anything queued while it does."""
     while worker_runs() and not any(task.state in ("Queued", "Running") for task in tasks()):
         time.sleep(1)
 
 
 def require_what_is_committed() -> str:
-    """The commit whose runs these are.
+    """The commit that the experiments belong to.
 
-    Raise `UserError` where the code differs from what is committed, or ``params.yaml`` has other keys.
-
-    Experiments belong to a commit. Other values in ``params.yaml`` do not matter, as the plan sets every one.
+    Raises `UserError` if the code is not as committed, or ``params.yaml`` has other keys. Other values do not matter:
+    the plan sets every one.
     """
     changed = workspace.git("diff", "--name-only", "HEAD", "--", "dvc.yaml", "stages").split()
-    if set(dict(leaves(yaml.safe_load(Path("params.yaml").read_text())))) != set(committed_settings()):
-        changed.append("params.yaml")
+    if set(dict(leaves(read_yaml(PARAMS, "the settings")))) != set(committed_settings()):
+        changed.append(str(PARAMS))
     if changed:
         raise UserError(
-            f"{', '.join(changed)}: changed since the last commit; commit it: a study runs what is committed"
+            f"{', '.join(changed)}: changed since the last commit; commit it first: a study runs committed code"
         )
     return workspace.git("rev-parse", "HEAD")
 
 
 def note_what_died() -> None:
-    """Make DVC note as failed what was running when the worker was killed; it believes that it still runs."""
+    """Make DVC record as failed what was running when its worker was killed; it believes that it still runs."""
     if worker_runs():
         return
     for task in (task for task in tasks() if task.state == "Running"):
         for info in RUNS.glob(f"{task.rev}*/*.json"):
             if not _runs_experiments(json.loads(info.read_text())["pid"]):
-                info.unlink()  # DVC would kill whatever has this number now
-        for _ in range(2):  # the first kills what still runs without a worker, the second notes that nothing runs
+                info.unlink()  # DVC would kill whatever process has this id now
+        for _ in range(2):  # the first kills what still runs without a worker, the second records that nothing runs
             dvc("queue", "kill", "--force", task.rev, must=False)
 
 
@@ -198,8 +197,8 @@ def _runs_experiments(pid: int) -> bool:
 def queue_missing(wanted: dict[str, Changes], retry: bool, requeued: Counter) -> tuple[dict[str, str], list[str]]:
     """Queue every experiment that is not done and not in the queue.
 
-    Returns why others failed, by name (with `retry` these are queued, too), and what is in the queue now. `requeued`
-    counts what is queued again as it was killed or has other settings; a plan may have been changed.
+    Returns why others failed, by name (with `retry` these are queued, too), and the names in the queue now. `requeued`
+    counts what is queued again because it was killed, or has other settings since the plan was changed.
     """
     known = experiments()
     failed, missing, in_queue = {}, [], []
@@ -211,10 +210,10 @@ def queue_missing(wanted: dict[str, Changes], retry: bool, requeued: Counter) ->
             failed[name] = why_failed(found)
         elif found.state == "failed" or not found.fits(settings):
             if requeued[name] == REQUEUED:
-                raise UserError(f"{name}: has other settings than it was queued with, again and again")
+                raise UserError(f"{name}: its settings still differ from the plan's after {REQUEUED} new runs")
             requeued[name] += 1
-            why = "it failed or was killed" if found.fits(settings) else "the one there has other settings"
-            print(f"again: {name}, as {why}", flush=True)
+            why = "it failed or was killed" if found.fits(settings) else "its settings differ from the plan's"
+            print(f"again: {name}: {why}", flush=True)
             found.remove()
             missing.append(name)
         elif found.state != "success":
@@ -229,11 +228,11 @@ def queue_missing(wanted: dict[str, Changes], retry: bool, requeued: Counter) ->
 
 
 def watch(in_queue: list[str], wanted: int) -> None:
-    """Run the queue, showing progress, until nothing of `in_queue` is left or the worker has died of it."""
+    """Run the queue, showing progress, until all of `in_queue` has ended or the worker has died."""
     workers = 0
     start, shown, changed = time.monotonic(), None, time.monotonic()
     while True:
-        lives = worker_runs()  # before the look at the queue: what then runs without a worker will never end
+        lives = worker_runs()  # asked before the queue: what then runs without a worker will never end
         now = states()
         waiting = [name for name in in_queue if now.get(name) in ("Queued", "Running")]
         running = [name for name in waiting if now[name] == "Running"]
@@ -248,7 +247,7 @@ def watch(in_queue: list[str], wanted: int) -> None:
             print(text, flush=True)
         if not lives:
             if workers == TRIES:
-                raise UserError(f"dvc queue start: {workers} workers in turn ended without running anything")
+                raise UserError(f"dvc queue start: {workers} workers in a row ended without running anything")
             workers += 1
             start_worker()
         shortest, longest = POLL_SECONDS
@@ -258,20 +257,20 @@ def watch(in_queue: list[str], wanted: int) -> None:
 def run(wanted: dict[str, Changes], retry: bool) -> dict[str, str]:
     """Run what is missing until all has ended; returns why experiments failed, by name.
 
-    Raises `UserError` where another study runs here, or another commit is checked out meanwhile.
+    Raises `UserError` if another study runs here, or another commit is checked out meanwhile.
     """
     LOCK.parent.mkdir(exist_ok=True)
-    lock = LOCK.open("w")  # let go by the system however this process ends
+    lock = LOCK.open("w")  # released by the system however this process ends
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{LOCK}: another study runs in this repository; wait for its end") from None
+        raise UserError(f"{LOCK}: another study is running in this repository; wait until it ends") from None
     workspace.mend()
     commit = require_what_is_committed()
     requeued: Counter[str] = Counter()
     while True:
         if require_what_is_committed() != commit:
-            raise UserError(f"another commit is checked out, expected {commit[:7]}; the same command starts anew on it")
+            raise UserError(f"another commit was checked out, expected {commit[:7]}; the same command runs the new one")
         note_what_died()
         failed, in_queue = queue_missing(wanted, retry, requeued)
         if not in_queue:

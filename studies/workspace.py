@@ -1,6 +1,6 @@
-"""What ``dvc exp run --queue`` does to the workspace while it runs, undone where it was killed within.
+"""Undo what ``dvc exp run --queue`` does to the workspace if it was killed meanwhile.
 
-DVC puts the user's changes into Git's stash, detaches HEAD, writes another run's ``params.yaml``, then undoes all that.
+DVC stashes the user's changes, detaches HEAD, writes the experiment's ``params.yaml``, and then undoes all that.
 """
 
 import json
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.arrays import write_whole
+from stages.shared.files import write_whole
 
 NOTE = Path(".dvc/tmp/study.json")
 
 
 def git(*arguments: str) -> str:
-    """What a ``git`` command prints; nothing where it fails."""
+    """What a ``git`` command prints; nothing if it fails."""
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -25,7 +25,7 @@ def _stash() -> str:
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Note how the workspace is while DVC changes it."""
+    """Keep a note of the workspace's state while DVC changes it."""
     changed = git("status", "--porcelain", "--untracked-files=no")
     note = {"branch": git("symbolic-ref", "--quiet", "HEAD"), "stash": _stash(), "changed": bool(changed)}
     write_whole(NOTE, json.dumps(note).encode())
@@ -36,13 +36,13 @@ def noted() -> Iterator[None]:
 
 
 def mend() -> None:
-    """Bring back branch, changes and ``params.yaml`` where a kill has left a note; else do nothing."""
+    """Restore branch, changes and ``params.yaml`` if a kill has left a note behind."""
     if not NOTE.exists():
         return
     note = json.loads(NOTE.read_text())
     Path(git("rev-parse", "--git-path", "index.lock")).unlink(missing_ok=True)
     if note["branch"]:
-        git("symbolic-ref", "HEAD", note["branch"])  # DVC detaches it where it is
+        git("symbolic-ref", "HEAD", note["branch"])  # DVC detached it at the same commit
     while _stash() != note["stash"] and "dvc-exp:" in git("log", "-1", "--format=%s", "refs/stash"):
         git("stash", "drop", "--quiet")
     if _stash() != note["stash"]:
@@ -52,4 +52,4 @@ def mend() -> None:
         git("reset", "--quiet")
         git("checkout", "--quiet", "HEAD", "--", "params.yaml")
     NOTE.unlink()
-    print("this study was killed while it queued runs: what DVC had left of that in your files is undone", flush=True)
+    print("this study was killed while DVC queued an experiment; your files are restored", flush=True)

@@ -1,11 +1,9 @@
 """What several test files need: a temporary workspace, settings with changes, a small dataset that can be learned."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import cpuinfo
 import numpy as np
 import pytest
 import yaml
@@ -14,23 +12,9 @@ from counting import counted
 from repository import default_params
 from stages import settings
 from stages.settings import Settings
+from tiny import TINY, tiny_arrays
 
-CLASS_NAMES = ["ant", "bee", "cow", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
 SUMS: Counter[str] = Counter()
-TRAIN_PER_CLASS, TEST_PER_CLASS = 20, 10
-TINY = {
-    "threads": 1,
-    "data.path": "data/raw/tiny.npz",
-    "model.conv_filters": [4, 6],
-    "model.dense_units": [12, 8],
-    "model.rescale": True,
-    "pretrain.epochs": 3,
-    "pretrain.batch_size": 16,
-    "finetune_output.epochs": 3,
-    "finetune_output.batch_size": 16,
-    "finetune_fc.epochs": 3,
-    "finetune_fc.batch_size": 16,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +24,6 @@ def counts(record_property: Callable[[str, object], None]):
     yield
     for name, number in counted.items():
         record_property(name, number)
-
-
-def pytest_collection_finish() -> None:
-    """Set TensorFlow's threads, which cannot be changed once it runs, whichever test of this process is the first."""
-    if tf := sys.modules.get("tensorflow"):
-        tf.config.threading.set_intra_op_parallelism_threads(TINY["threads"])
-        tf.config.threading.set_inter_op_parallelism_threads(TINY["threads"])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -86,19 +63,6 @@ def params(workspace: Path) -> Callable[..., Settings]:
     return change
 
 
-def tiny_arrays() -> dict[str, np.ndarray]:
-    """Ten classes of 8x8x3 images, each a pattern of its own under noise, in mixed order."""
-    rng = np.random.default_rng(7)
-    patterns = rng.integers(40, 216, (len(CLASS_NAMES), 8, 8, 3))
-    arrays = {"class_names": np.array(CLASS_NAMES)}
-    for part, images in (("train", TRAIN_PER_CLASS), ("test", TEST_PER_CLASS)):
-        y = rng.permutation(np.repeat(np.arange(len(CLASS_NAMES)), images))
-        noise = rng.normal(0, 50, (len(y), 8, 8, 3))
-        arrays[f"x_{part}"] = np.clip(patterns[y] + noise, 0, 255).astype(np.uint8)
-        arrays[f"y_{part}"] = y
-    return arrays
-
-
 @pytest.fixture
 def tiny_dataset(workspace: Path) -> dict[str, np.ndarray]:
     """The arrays of data/raw/tiny.npz, which `TINY` names."""
@@ -112,19 +76,3 @@ def tiny_dataset(workspace: Path) -> dict[str, np.ndarray]:
 def tiny(params: Callable[..., Settings], tiny_dataset: dict) -> Settings:
     """Settings for a small network on the small dataset, in the workspace's params.yaml."""
     return params(**TINY)
-
-
-@pytest.fixture(scope="session")
-def cpu_info() -> dict:
-    """Asked once, since each answer takes a second."""
-    return cpuinfo.get_cpu_info()
-
-
-@pytest.fixture
-def set_up(tiny: Settings, cpu_info: dict, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """TensorFlow as the stages set it up, freshly seeded; may be called again for the same random numbers."""
-    from stages import training  # not above: imported only where a test needs TensorFlow
-
-    monkeypatch.setattr(training.cpuinfo, "get_cpu_info", lambda: cpu_info)
-    training.set_up(tiny)
-    return lambda: training.set_up(tiny)

@@ -1,6 +1,8 @@
-"""A temporary copy of this repository with tiny images and a tiny network, driven through real `dvc` commands."""
+"""A temporary repository with this code, tiny images and a tiny network, driven through real `dvc` commands.
 
-import copy
+It takes code from the folder that the tests run in, and nothing else: not what its user has committed there.
+"""
+
 import os
 import shutil
 import subprocess
@@ -10,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from stages import notebook
-from stages.settings import nested
+from stages.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-CLASSES = 4
+CODE = (
+    "dvc.yaml", "stages", "studies", "benchmarks", "Makefile", "README.md", "docs", ".gitignore", ".dvcignore",
+    ".dvc/.gitignore", "data/raw/digits.npz", "data/raw/cifar10.yaml", "data/prepared/.gitkeep", "models/.gitkeep",
+    "reports/.gitkeep",
+)  # fmt: skip
 
 
 def tiny_arrays(seed: int = 0, per_class: int = 24) -> dict[str, np.ndarray]:
@@ -22,7 +27,7 @@ def tiny_arrays(seed: int = 0, per_class: int = 24) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     arrays = {"class_names": np.array(["dark", "dim", "bright", "white"])}
     for part, count in (("train", per_class), ("test", per_class // 2)):
-        y = rng.permutation(np.repeat(np.arange(CLASSES), count)).astype(np.uint8)
+        y = rng.permutation(np.repeat(np.arange(4), count)).astype(np.uint8)
         noise = rng.integers(0, 60, (len(y), 12, 12, 3))
         arrays[f"x_{part}"] = (noise + 60 * y[:, None, None, None]).astype(np.uint8)
         arrays[f"y_{part}"] = y
@@ -30,8 +35,12 @@ def tiny_arrays(seed: int = 0, per_class: int = 24) -> dict[str, np.ndarray]:
 
 
 def default_params() -> dict:
-    """The notebook's settings, whatever a user has made of ``params.yaml``."""
-    return copy.deepcopy(nested(notebook.SETTINGS))
+    """The default settings, whatever a user has made of ``params.yaml``, with a section for each stage there is."""
+    params = Settings().model_dump()
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
+        if stage.startswith("finetune_"):
+            params.setdefault(stage, dict(params["finetune_fc"]))
+    return params
 
 
 def tiny_params() -> dict:
@@ -40,8 +49,9 @@ def tiny_params() -> dict:
     params["threads"] = 2
     params["data"] |= {"path": "data/raw/tiny.npz", "source_classes": [0, 1], "target_classes": [2, 3]}
     params["model"] |= {"conv_filters": [4, 4], "dense_units": [8, 6]}
-    for section in ("pretrain", "finetune_output", "finetune_fc"):
-        params[section] |= {"epochs": 2, "batch_size": 16}
+    for name, section in params.items():
+        if name == "pretrain" or name.startswith("finetune_"):
+            section |= {"epochs": 2, "batch_size": 16}
     return params
 
 
@@ -50,21 +60,19 @@ class Repository:
 
     def __init__(self, path: Path, params: dict | None = None):
         self._set_up(path)
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT, check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
-        for name in filter(None, listed.split("\0")):
-            if name not in ("dvc.lock", "reports/metrics.json") and (ROOT / name).is_file():
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
+        for name in CODE:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
                 shutil.copyfile(ROOT / name, path / name)
+        (path / ".dvc/config").write_text("[core]\n    analytics = false\n")
         np.savez(path / "data/raw/tiny.npz", **tiny_arrays())
         (path / "params.yaml").write_text(yaml.safe_dump(params or tiny_params(), sort_keys=False))
         self.run("git", "init", "-q", "-b", "main")
         self.run("git", "config", "user.name", "A Tester")
         self.run("git", "config", "user.email", "tester@example.org")
-        self.run("git", "add", "-A", "-f", "--", ".", ":!.dvc/cache", ":!.dvc/tmp")
-        self.run("git", "commit", "-qm", "A tiny pipeline")
+        self.commit("A tiny pipeline")
 
     def _set_up(self, path: Path) -> None:
         self.path = path
@@ -102,6 +110,7 @@ class Repository:
         return self.run(sys.executable, "-m", "dvc", *arguments, check=check).stdout
 
     def commit(self, message: str) -> None:
+        """Commit everything that is not ignored."""
         self.run("git", "add", "-A")
         self.run("git", "commit", "-qm", message)
 
@@ -109,6 +118,12 @@ class Repository:
         """The content of the files that match, by path."""
         paths = sorted(path for pattern in patterns for path in self.path.glob(pattern) if path.name[0] != ".")
         return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in paths}
+
+
+def outputs(stage: dict) -> list[str]:
+    """The files and folders that a stage of dvc.yaml writes."""
+    entries = [entry for kind in ("outs", "plots", "metrics") for entry in stage.get(kind, [])]
+    return [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
 
 
 def stages_run(output: str) -> list[str]:

@@ -15,6 +15,7 @@ NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def main() -> None:
+    """Write the file beside this one."""
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     x = np.repeat(np.repeat(np.repeat(grey[..., None], 4, axis=1), 4, axis=2), 3, axis=3)

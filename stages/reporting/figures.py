@@ -1,0 +1,118 @@
+"""The report's figures, PNG."""
+
+import io
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+
+from stages.shared.files import write_whole
+
+mpl.use("agg")
+mpl.rcParams["text.parse_math"] = False  # a class may be called US$
+COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+EXAMPLES = 8  # mistakes shown of each model
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; equal figures make equal files."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    write_whole(path, content.getbuffer())
+    plt.close(figure)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis 0.5, 1, 2: Matplotlib's own labels are mathematics, which is switched off above."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
+    """Accuracy and loss by epoch of every model; solid while training, dashed on the images named `drawn_on`."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for ax, quantity in zip(axes, ("accuracy", "loss"), strict=True):
+        for color, (stage, history) in zip(cycle(COLORS), histories.items(), strict=False):
+            epochs, dashed = history["epoch"] + 1, {"ls": "--", "marker": "."}
+            ax.plot(epochs, history[quantity], color=color, label=f"{stage}, training")
+            ax.plot(epochs, history[f"val_{quantity}"], color=color, label=f"{stage}, {drawn_on}", **dashed)
+        ax.set(xlabel="epoch", ylabel=quantity)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    losses = pd.concat(histories.values())[["loss", "val_loss"]].to_numpy()
+    if losses.max() > 10 * losses.min():  # the first epoch on raw pixels has a loss many times that of the others
+        axes[1].set_yscale("log")
+        plain_numbers(axes[1].yaxis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(histories))
+    return figure
+
+
+def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure:
+    """How often each class was taken for which, in numbers of test images."""
+    counts = pd.crosstab(predictions["actual"], predictions["predicted"])
+    counts = counts.reindex(index=names, columns=names, fill_value=0)
+    side = 2.2 + 0.62 * len(names)
+    figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
+    shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts.to_numpy()):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        ax.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="predicted", ylabel="actual", title=stage)
+    return figure
+
+
+def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
+    """Accuracy by class with its 95% interval: for each panel the tables of stages that have the same classes.
+
+    A table is indexed by class, with columns accuracy, low, high.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(11, 4), layout="constrained", squeeze=False, sharey=True,
+        width_ratios=[1 + len(tables) for tables in panels],
+    )  # fmt: skip
+    colors = cycle(COLORS)
+    for ax, tables in zip(axes[0], panels, strict=True):
+        width = 0.8 / len(tables)
+        for i, (stage, table) in enumerate(tables.items()):
+            x = np.arange(len(table)) - 0.4 + (i + 0.5) * width
+            errors = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+            ax.bar(x, table["accuracy"], width * 0.95, color=next(colors), label=stage)
+            ax.errorbar(x, table["accuracy"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        ax.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
+        ax.grid(axis="y", alpha=0.3)
+    axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02))
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside lower center", ncols=sum(len(tables) for tables in panels))
+    return figure
+
+
+def most_confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a stage's predictions to show: wrong, and with the highest probability."""
+    return predictions[predictions["actual"] != predictions["predicted"]].nlargest(EXAMPLES, "probability")
+
+
+def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray]]) -> Figure:
+    """One row a model: rows of its predictions with their images, uint8 (n, H, W, C), in the same order."""
+    figure = plt.figure(figsize=(1.5 * EXAMPLES, 2.4 * len(shown)), layout="constrained")
+    panels = figure.subfigures(len(shown), squeeze=False)[:, 0]
+    for panel, (stage, (wrong, images)) in zip(panels, shown.items(), strict=True):
+        panel.suptitle(f"{stage}{'' if len(wrong) else ': no mistakes'}", x=0.01, ha="left", fontsize=10, weight="bold")
+        axes = panel.subplots(1, EXAMPLES)
+        for ax in axes:
+            ax.axis("off")
+        for ax, example, image in zip(axes, wrong.to_dict("records"), images, strict=False):
+            ax.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+            confidence = f"{100 * example['probability']:.0f}%"
+            ax.set_title(f"{example['actual']}\ntaken for\n{example['predicted']} {confidence}", fontsize=7)
+    return figure

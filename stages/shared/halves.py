@@ -1,0 +1,57 @@
+"""The two halves of a dataset, as `prepare` writes them and all other stages read them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stages.shared.files import PREPARED
+from stages.shared.npz import read_npz, write_npz
+
+PARTS = ("train", "validation", "test")
+Side = Literal["source", "target"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images `x`, uint8 (N, H, W, C), 0-255, and labels `y`, int64 (N,), indices into the half's class names."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Half:
+    """The source classes' images, or the target classes'; `dataset` is the name of where they are from."""
+
+    dataset: str
+    class_names: list[str]
+    train: Part
+    validation: Part
+    test: Part
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images in each part."""
+        return {part: len(getattr(self, part).y) for part in PARTS}
+
+    @property
+    def curves_part(self) -> Literal["validation", "test"]:
+        """The part that learning curves are drawn on: the test images, as in the notebook, if none are held out."""
+        return "validation" if len(self.validation.y) else "test"
+
+
+def write_half(side: Side, half: Half) -> None:
+    """Write ``data/prepared/<side>.npz``."""
+    arrays = {"class_names": np.array(half.class_names)}
+    for part in PARTS:
+        arrays |= {f"x_{part}": getattr(half, part).x, f"y_{part}": getattr(half, part).y}
+    write_npz(PREPARED / f"{side}.npz", arrays | {"dataset": np.array([half.dataset])})
+
+
+def read_half(side: Side) -> Half:
+    """Read ``data/prepared/<side>.npz``; raises `UserError` if it is missing or damaged."""
+    keys = tuple(f"{axis}_{part}" for part in PARTS for axis in "xy")
+    arrays = read_npz(PREPARED / f"{side}.npz", (*keys, "class_names", "dataset"))
+    parts = (Part(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in PARTS)
+    return Half(str(arrays["dataset"][0]), arrays["class_names"].tolist(), *parts)

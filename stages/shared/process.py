@@ -1,0 +1,26 @@
+"""The start of a stage's process, before it imports anything heavy."""
+
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+from importlib.util import find_spec
+
+
+def set_up() -> None:
+    """Tie the process to the `dvc` that started it; exit with one line if packages or temporary space are missing."""
+    needed = ("cpuinfo", "jinja2", "matplotlib", "pandas", "pooch", "pydantic", "scipy", "tensorflow", "yaml")
+    missing = [name for name in needed if not find_spec(name)]
+    if missing:
+        sys.exit(
+            f"error: {sys.executable or 'this python'} lacks {', '.join(missing)}: run `make setup` once, then "
+            "`.venv/bin/dvc repro`, or `source .venv/bin/activate` and `dvc repro`"
+        )
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        # PR_SET_PDEATHSIG: a stage that outlives a killed `dvc` would write among the outputs of the next run.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    try:
+        tempfile.gettempdir()  # TensorFlow needs it
+    except OSError as error:
+        sys.exit(f"error: no temporary folder: {error.strerror}: is the disk full?")

@@ -1,0 +1,102 @@
+"""Set TensorFlow up and train."""
+
+import math
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from stages.settings import Recipe, Settings
+from stages.shared.errors import UserError
+from stages.shared.halves import Half, Part
+from stages.training import network
+from stages.training.batches import EVALUATION_BATCH, batches
+from stages.training.features import features
+
+CURVES = ("accuracy", "loss", "val_accuracy", "val_loss")
+
+
+def set_up(params: Settings) -> int:
+    """Seed everything, set the number of threads, the precision and Keras's defaults; returns the number of threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = params.threads or cores
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()  # a CPU gives the same bits without
+    keras.config.set_floatx("float32")  # a user's keras.json may say otherwise
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_dtype_policy(params.precision)
+    keras.utils.set_random_seed(params.seed)
+    return threads
+
+
+def on_devices(count: int) -> AbstractContextManager:
+    """Where to build, load and train a model: one device, or `count` GPUs that share every batch.
+
+    Raises `UserError` if there are fewer. Without GPUs the CPU's logical devices count, of which there is one.
+    """
+    if count == 1:
+        return nullcontext()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if count > len(devices):
+        names = ", ".join(device.name for device in devices)
+        raise UserError(f"params.yaml: devices: was {count}, expected at most {len(devices)}: there is {names}")
+    return tf.distribute.MirroredStrategy([device.name for device in devices[:count]]).scope()
+
+
+def fit(
+    model: keras.Sequential, half: Half, recipe: Recipe, stage: str, feature_memory: int = 0
+) -> tuple[pd.DataFrame, float]:
+    """Train a model's trainable layers; returns the learning curves and the seconds it took.
+
+    The curves have one row an epoch: epoch (int, from 0), accuracy, loss (running means while training), val_accuracy,
+    val_loss (after the epoch, on the half's `curves_part`). What frozen, deterministic layers make of an image is
+    computed once, see `features`. Raises `UserError` if the loss is not a number.
+    """
+    if recipe.epochs == 0:
+        return pd.DataFrame(columns=["epoch", *CURVES]), 0.0
+    start = time.perf_counter()
+    trunk, rest = network.split_frozen(model)
+    train, curves = half.train, getattr(half, half.curves_part)
+    if trunk is not None:
+        train, curves = (Part(features(trunk, part.x, feature_memory), part.y) for part in (train, curves))
+    # Keras wants the first batch of several devices' to fall into equal parts.
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    curves_batch = min(EVALUATION_BATCH, len(curves.y)) // devices * devices
+    rest.compile(
+        _optimizer(recipe, len(train.y)),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
+        steps_per_execution=8 if trunk is not None and devices == 1 else 1,
+    )
+    fitted = rest.fit(
+        batches(train.x, train.y, recipe.batch_size, shuffle=True),
+        shuffle=False,  # it is, there
+        epochs=recipe.epochs,
+        validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )
+    history = pd.DataFrame(fitted.history)[list(CURVES)]
+    if not np.isfinite(history["loss"]).all():
+        raise UserError(
+            f"{stage}: the loss became {history['loss'].iloc[-1]} in epoch {len(history)} of {recipe.epochs}: expected "
+            f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
+        )
+    return history.rename_axis("epoch").reset_index(), time.perf_counter() - start
+
+
+def _optimizer(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:
+    rate: float | keras.optimizers.schedules.LearningRateSchedule = recipe.learning_rate
+    if recipe.schedule == "cosine":
+        steps = recipe.epochs * math.ceil(images / recipe.batch_size)
+        warm_up = steps // 5
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warm_up, warmup_target=recipe.learning_rate, warmup_steps=warm_up
+        )
+    return keras.optimizers.get({"class_name": recipe.optimizer, "config": {"learning_rate": rate}})

@@ -1,0 +1,75 @@
+"""What a training leaves behind: the model, its learning curves, its predictions of the test images, and a record."""
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+
+import cpuinfo
+import keras
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from stages.shared.errors import UserError
+from stages.shared.files import MODELS, artifact, sha256, write_sealed, write_whole
+from stages.shared.halves import Half
+from stages.training import model_files, network
+from stages.training.batches import EVALUATION_BATCH
+
+
+def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame, seconds: float, threads: int) -> None:
+    """Save the model, predict the half's test images with what was saved, and write all that the report needs.
+
+    `history` and `seconds` are what `loop.fit` returns. Raises `UserError` if predictions are not numbers, or a file
+    cannot be written.
+    """
+    cpu = ThreadPoolExecutor(1).submit(cpuinfo.get_cpu_info)  # sleeps for a second, here beside the work
+    model_files.save(model, MODELS / f"{stage}.keras")
+    log_p = log_probabilities(model_files.load(MODELS / f"{stage}.keras"), half.test.x)
+    if not np.isfinite(log_p).all():
+        raise UserError(f"{stage}: predictions that are not numbers; try a smaller {stage}.learning_rate")
+    predicted = log_p.argmax(axis=1)
+    names = np.array(half.class_names)
+    predictions = {
+        "actual": names[half.test.y],
+        "predicted": names[predicted],
+        "probability": np.exp(log_p.max(axis=1)),
+    }
+    curves = history.to_csv(index=False).encode()
+    predicted_csv = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f").encode()
+    record = {
+        "trainable_parameters": network.trainable_parameters(model),
+        "test_accuracy": float((predicted == half.test.y).mean()),
+        "test_loss": float(-log_p[np.arange(len(predicted)), half.test.y].mean()),
+        "set_up": _set_up(threads, cpu.result()),
+        "sha256_of": {"history": sha256(curves), "predictions": sha256(predicted_csv)},
+    }
+    write_whole(artifact("history", stage), curves)
+    write_whole(artifact("predictions", stage), predicted_csv)
+    write_sealed(artifact("record", stage), record)
+    write_sealed(artifact("timing", stage), {"train_seconds": seconds})
+    print(f"{stage}: test accuracy {record['test_accuracy']:.4f}, test loss {record['test_loss']:.4f}, {seconds:.1f} s")
+
+
+def log_probabilities(model: keras.Sequential, x: np.ndarray) -> np.ndarray:
+    """Logarithms of the model's probabilities for images (N, H, W, C): float64 (N, classes).
+
+    From the inputs of the softmax, as Keras's loss is: a probability that float32 rounds to 0 still has a logarithm.
+    """
+    hidden = keras.Sequential([keras.Input(model.input_shape[1:]), *model.layers[:-1]])
+    kernel, bias = (weight.astype(np.float64) for weight in model.layers[-1].get_weights())
+    starts = range(0, len(x), EVALUATION_BATCH)
+    last = np.concatenate([hidden.predict_on_batch(x[start : start + EVALUATION_BATCH]) for start in starts])
+    return log_softmax(last.astype(np.float64) @ kernel + bias, axis=1)
+
+
+def _set_up(threads: int, cpu: dict) -> dict:
+    """What the bits of the result depend on besides the inputs."""
+    vectors = [flag for flag in ("amx_tile", "avx512f", "avx2", "avx", "asimd") if flag in cpu.get("flags", [])]
+    return {
+        "cpu": cpu.get("brand_raw", "unknown"),
+        "instruction_set": f"{cpu.get('arch', 'unknown')} {' '.join(vectors)}".strip(),
+        "threads": threads,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("tensorflow", "keras", "numpy")},
+    }

@@ -1,0 +1,69 @@
+"""The official archive: read pixel by pixel, refused if it is anything else, and no code is run from its pickles."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from archives import BATCHES, CLASS_NAMES, Call, batch_pickle, cifar_archive, images_and_labels, python2_pickle, refusal
+from stages.images.cifar10 import read_cifar10
+
+GOOD = cifar_archive()
+BATCH = "data_batch_3"
+
+
+@pytest.fixture
+def refused(tmp_path):
+    return lambda content: refusal(tmp_path / "a.tar.gz", content, lambda path: read_cifar10(path, CLASS_NAMES))
+
+
+def test_archive_is_read_pixel_by_pixel(tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(GOOD)
+    dataset = read_cifar10(tmp_path / "a.tar.gz", CLASS_NAMES)
+    train, (x_test, y_test) = [images_and_labels(batch) for batch in BATCHES[:-1]], images_and_labels("test_batch")
+    assert np.array_equal(dataset.x_train, np.concatenate([x for x, _ in train]))
+    assert np.array_equal(dataset.x_test, x_test)
+    assert dataset.y_train.tolist() == [label for _, y in train for label in y]
+    assert dataset.y_test.tolist() == y_test
+    assert dataset.class_names == CLASS_NAMES
+
+
+@pytest.mark.parametrize("member", [BATCH, "test_batch"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("posix.system", lambda trap: Call(os.system, f'echo > "{trap}"')),
+        ("__builtin__.eval", lambda trap: Call(eval, f'open("{trap}", "w")')),
+        ("numpy.memmap", lambda trap: Call(np.memmap, str(trap), "u1", "w+", 0, 9)),
+    ],
+)
+def test_batch_that_would_act_is_refused_and_does_not(tmp_path, refused, member, name, call):
+    trap = tmp_path / "sprung"
+    batch = batch_pickle(member, batch_label=call(trap))
+    assert f"refused to load {name}" in refused(cifar_archive(**{member: batch}))
+    assert not trap.exists()
+    pickle.loads(batch, encoding="latin-1")
+    assert trap.exists()  # the trap works
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"<html>not found</html>", "no CIFAR-10 archive: ReadError"),
+        (GOOD[: len(GOOD) // 2], "no CIFAR-10 archive: "),
+        (cifar_archive(test_batch=None), "no CIFAR-10 archive: KeyError: 'test_batch'"),
+        (cifar_archive(data_batch_3=None), "no CIFAR-10 archive: KeyError: 'data_batch_3'"),
+        (cifar_archive(data_batch_3=batch_pickle(BATCH)[:-500]), "no CIFAR-10 archive: UnpicklingError"),
+        (cifar_archive(data_batch_3=python2_pickle([])), "no CIFAR-10 archive: TypeError"),
+        ({"data": np.zeros((4, 1024), np.uint8)}, "no CIFAR-10 archive: ValueError"),
+        ({"data": np.zeros((3, 3072), np.uint8)}, "y_train: was int64 (20,), expected whole numbers (19,)"),
+        ({"data": Call(np.fromfile, "x")}, "no CIFAR-10 archive: UnpicklingError: refused to load numpy"),
+        ({"labels": [10] * 4}, "label 10, expected less than"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_archive_that_is_laid_out_otherwise_is_refused(refused, content, problem):
+    if isinstance(content, dict):
+        content = cifar_archive(data_batch_3=batch_pickle(BATCH, **content))
+    assert refused(content).startswith(problem)

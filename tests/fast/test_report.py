@@ -1,0 +1,302 @@
+"""The report says what the stages left behind, no more, and stays whole whatever the classes are called."""
+
+import json
+import re
+import sys
+from html import unescape
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+
+from stages import report
+from stages.reporting import figures, page, published
+from stages.reporting.results import Result, Results
+from stages.settings import Settings
+from stages.shared.files import artifact, sha256, write_sealed, write_whole
+from stages.shared.halves import Half, Part, write_half
+
+STAGES = ["pretrain", "finetune_output", "finetune_fc"]
+WEIGHTS = {"pretrain": 1000, "finetune_output": 50, "finetune_fc": 200, "finetune_third": 300}
+THIRD = {"finetune_third": Settings().finetune_fc.model_dump() | {"trainable": ["fc1", "output"]}}
+SOURCE, TARGET = ["ant", "bee", "cow"], ["fox", "gnu", "hen"]
+CONTROL = {"epochs": 0, "seconds": 0.0}
+BETTER = "Which fine-tuning is better"
+
+
+def half(names, train=90, validation=0, test=60, channels=3) -> Half:
+    images = (np.random.default_rng(n).bytes(n * 36 * channels) for n in (train, validation, test))
+    x = [np.frombuffer(content, np.uint8).reshape(-1, 6, 6, channels) for content in images]
+    return Half("tiny", names, *(Part(part, np.arange(len(part)) % len(names)) for part in x))
+
+
+def result(stage, half, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU") -> Result:
+    """A model that is right but for the test images `wrong`, and fits the better the more weights it trains."""
+    actual, names = half.test.y, np.array(half.class_names)
+    predicted = np.where(np.isin(np.arange(len(actual)), wrong), (actual + 1) % len(names), actual)
+    predictions = pd.DataFrame({"row": range(len(actual)), "actual": names[actual], "predicted": names[predicted]})
+    predictions["probability"] = np.linspace(0.4, 1, len(actual))
+    rows = [[epoch, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
+    history = pd.DataFrame(rows, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"], dtype=float)
+    record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": float((predicted == actual).mean())}
+    record |= {"test_loss": 0.75, "set_up": {"cpu": cpu, "threads": 2}}
+    return Result(stage, half, history, predictions, record, seconds)
+
+
+def made(source=SOURCE, target=TARGET, sizes=None, **changes) -> Results:
+    """Results of three stages and of those that `changes` names besides; it holds keywords of `result`."""
+    halves = half(source, **(sizes or {})), half(target, **(sizes or {}))
+    names = dict.fromkeys([*STAGES, *changes])
+    first, *tuned = (result(name, halves[name != "pretrain"], **changes.get(name, {})) for name in names)
+    return Results(first, tuned)
+
+
+def write(found: Results) -> None:
+    """What the stages write."""
+    write_half("source", found.source.half)
+    write_half("target", found.tuned[0].half)
+    for r in found.all:
+        sums = {}
+        for kind, table in (("history", r.history), ("predictions", r.predictions.drop(columns="row"))):
+            write_whole(artifact(kind, r.stage), table.to_csv(index=False).encode())
+            sums[kind] = sha256(artifact(kind, r.stage).read_bytes())
+        write_sealed(artifact("record", r.stage), r.record | {"sha256_of": sums})
+        write_sealed(artifact("timing", r.stage), {"train_seconds": r.train_seconds})
+
+
+@pytest.fixture
+def main(params, monkeypatch):
+    """Start the stage on what was written and return its page."""
+
+    def run(*stages: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["report", *(stages or STAGES)])
+        report.main()
+        return Path("reports/report.md").read_text()
+
+    return run
+
+
+@pytest.fixture
+def without_figures(monkeypatch):  # they take most of the time
+    monkeypatch.setattr(report, "write_figures", lambda found: None)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draw the figures of results and return them by name, unsaved."""
+
+    def draw(found: Results) -> dict:
+        kept = {}
+        monkeypatch.setattr(figures, "save", lambda figure, path: kept.update({path.stem: figure}))
+        report.write_figures(found)
+        return kept
+
+    yield draw
+    plt.close("all")
+
+
+def rendered(found: Results, params: Settings | None = None, section: str = "") -> str:
+    """The page, or what stands below a heading."""
+    markdown = page.render(found, params or Settings())
+    return re.split(r"^## ", markdown.split(f"\n## {section}")[1], flags=re.MULTILINE)[0] if section else markdown
+
+
+def html(markdown: str) -> str:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(markdown)
+
+
+def seen(html: str) -> str:
+    """What a reader sees of it."""
+    return unescape(re.sub(r"<[^>]+>", "", html))
+
+
+def tables(markdown: str) -> list[list[list[str]]]:
+    """Each table's rows of cells, the header's first, as a reader sees them."""
+    found = re.findall(r"<table>.*?</table>", html(markdown), re.DOTALL)
+    rows = [re.findall(r"<tr>.*?</tr>", table, re.DOTALL) for table in found]
+    return [[[seen(cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row)] for row in table] for table in rows]
+
+
+def test_numbers_are_those_of_the_stages(main, without_figures):
+    write(made(pretrain={"seconds": 90.0, "wrong": range(15)}, finetune_output={"epochs": 1, "wrong": []}))
+    (_, *rows), saved, by_class = tables(main())
+    metrics, summary = json.loads(Path("reports/metrics.json").read_text()), pd.read_csv("reports/summary.csv")
+    assert list(metrics) == summary["Model Name"].tolist() == STAGES
+    keys = ["trainable_parameters", "train_accuracy", "test_accuracy", "test_loss", "train_seconds"]
+    assert metrics["pretrain"] == dict(zip(keys, [1000, pytest.approx(0.701), 0.75, 0.75, 90.0], strict=True))
+    columns = ["Number of Trainable Parameters", "Training Time (min)", "Train Accuracy", "Test Accuracy"]
+    assert list(summary) == ["Model Name", *columns]  # the notebook's
+    assert summary.iloc[0].tolist() == ["pretrain", 1000, 1.5, pytest.approx(0.701), 0.75]
+    assert rows[0] == ["pretrain", "1,000", "90.0 s", "0.7010", "0.7500", "0.6277 to 0.8422", "0.7500"]  # Wilson, 45/60
+    assert saved[2][:4] == ["finetune_output", "50", "5%", "conv1, conv2, fc1, fc2"]
+    assert by_class[1] == ["pretrain", "ant", "0.750", "0.531 to 0.888", "20"]  # Wilson, 15/20
+
+
+def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(main, params, drawn):
+    """Of a control run, of classes that Matplotlib could take for mathematics."""
+    params(**THIRD)
+    found = made(["US$", "CA$", "$\\frac$"], ["x^2", "{y}", "\\alpha"], pretrain=CONTROL, finetune_third={})
+    write(found)
+    written = []
+    for _ in range(2):
+        markdown = main(*STAGES, "finetune_third")
+        written.append({path: path.read_bytes() for path in Path("reports").rglob("*.*")})
+    assert [path for path in written[0] if written[0][path] != written[1][path]] == []
+    images = {f"figures/{path.name}" for path in written[0] if path.suffix == ".png"}
+    assert set(re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)) == images
+    assert all("finetune_third" in {row[0] for row in table} for table in tables(markdown))
+    assert list(json.loads(Path("reports/metrics.json").read_text())) == [*STAGES, "finetune_third"]
+    shown = drawn(found)
+    assert {f"figures/{name}.png" for name in ("confusion_finetune_third", *shown)} == images
+    assert all("finetune_third" in str([*shown[name].legends[0].get_texts()]) for name in ("curves", "per_class"))
+    assert [panel.get_suptitle() for panel in shown["mistakes"].subfigs] == [*STAGES, "finetune_third"]
+
+
+def test_published_results_stand_beside_those_on_the_notebooks_images_only():
+    (first, second), images = published.CLASSES, {"train": 25_000, "test": 5_000}
+    assert [row[7:] for row in tables(rendered(made(first, second, images)))[0][1:]] == [
+        ["1,633,733", "8.37 min", "0.8472", "0.7662"],
+        ["325", "4.23 min", "0.5703", "0.6060"],
+        ["8,581", "4.32 min", "0.6600", "0.6904"],
+    ]
+    fewer = made(first, second, images | {"train": 24_999}), made(first, second, images | {"test": 4_999})
+    for other in (*fewer, made(second, first, images), made(first, second[::-1], images)):
+        assert {len(row) for row in tables(rendered(other))[0]} == {7}
+        assert "published" not in rendered(other)
+
+
+@pytest.mark.parametrize(("differ", "p"), [(0, "1"), (5, "0.062"), (6, "0.031"), (30, "1.9e-09")])
+@pytest.mark.parametrize("best", STAGES[1:])
+def test_better_is_said_only_of_a_significant_difference(best, differ, p):
+    """And accuracies stand in the order of the names."""
+    worst = next(stage for stage in STAGES[1:] if stage != best)
+    accuracy = {best: f"{40 / 60:.4f}", worst: f"{(40 - differ) / 60:.4f}"}
+    answer = rendered(made(**{best: {"wrong": range(20)}, worst: {"wrong": range(20 + differ)}}), section=BETTER)
+    first, second = STAGES[1:]
+    undecided = f"`{first}` and `{second}`: **no significant difference**: {accuracy[first]} against {accuracy[second]}"
+    significant = f"**`{best}` is better than `{worst}`**: {accuracy[best]} against {accuracy[worst]}"
+    assert (significant if differ >= 6 else undecided) in answer
+    assert ("is better than" in answer) == (differ >= 6)
+    counts = {best: differ, worst: 0}
+    assert f"only `{first}` gets right: {counts[first]}; only `{second}`: {counts[second]} (p = {p})" in answer
+
+
+def test_a_reason_is_given_only_if_the_numbers_agree_with_it(params):
+    found = made(finetune_output={"wrong": range(40)})
+    assert "held back" in rendered(found, section=BETTER)
+    other = rendered(found, params(**{"finetune_fc.epochs": 3, "finetune_fc.optimizer": "adam"}), BETTER)
+    assert "`epochs`, `optimizer`" in other
+    assert "held back" not in other
+    for worse in ({"finetune_fc": {"wrong": range(40)}}, {"finetune_output": {"wrong": range(40), "epochs": 6}}):
+        answer = rendered(made(**worse), section=BETTER)  # more layers do not help, or do not fit better
+        assert "held back" not in answer
+        assert "do not explain the difference" in answer
+
+
+def test_three_variants_are_compared_in_pairs_with_a_stricter_level(params):
+    wrong = {"finetune_output": range(20), "finetune_fc": range(26), "finetune_third": range(40)}
+    found = made(**{stage: {"wrong": rows} for stage, rows in wrong.items()})
+    answer = rendered(found, params(**THIRD), BETTER)
+    assert "0.0167" in answer
+    assert "`finetune_output` and `finetune_fc`: **no significant difference**" in answer  # p = 0.031
+    assert "**`finetune_output` is better than `finetune_third`**" in answer
+    assert "nothing to compare it with" in rendered(Results(found.source, found.tuned[:1]), section=BETTER)
+
+
+@pytest.mark.parametrize(("seconds", "ratio"), [(8.0, "0.50"), (16.32, "1.02")])
+def test_times_are_compared_by_image_and_epoch(seconds, ratio):
+    tuned = {"seconds": seconds, "epochs": 4}
+    markdown = rendered(made(pretrain={"seconds": 4.0, "epochs": 1}, finetune_output=tuned, finetune_fc=tuned))
+    assert [row[-1] for row in tables(markdown)[1][1:]] == ["1.00", ratio, ratio]
+    assert ("computed once" in markdown, "no fine-tuning was faster" in markdown) == (ratio < "1", ratio > "1")
+
+
+def test_a_control_is_said_to_be_one_and_leaves_gaps_and_no_nan(main, without_figures):
+    assert "`dvc exp run -S pretrain.epochs=0`" in rendered(made(), section="What was the transfer worth")
+    write(made(pretrain=CONTROL))
+    markdown = main()
+    assert "random features" in markdown.split("\n| ")[0].lower()
+    assert "This run is a control" in markdown
+    assert "pretrain.epochs=0" not in markdown
+    assert tables(markdown)[0][1][3] == "none"
+    metrics = Path("reports/metrics.json").read_text()
+    assert not re.search(r"\b(nan|NaN|None|inf|Infinity)\b", markdown + metrics)
+    assert json.loads(metrics)["pretrain"]["train_accuracy"] is None
+    assert pd.read_csv("reports/summary.csv")["Train Accuracy"].isna().tolist() == [True, False, False]
+
+
+def test_any_class_name_survives(main, params, without_figures):
+    for names in (
+        ["None", "NA", "nan", "inf", "007", "2.50"],
+        ["a|b", "c\\.d", "<unk>", "[PAD]", "&amp;", "# e"],
+        ["*a*", "_b_", "`c`", "~~d~~", "Straße", 'a, "b"'],
+    ):
+        params(**{"data.source_classes": names[:3], "data.target_classes": names[3:]})
+        write(made(names[:3], names[3:], finetune_fc={"wrong": range(60)}))
+        markdown = main()
+        by_class = [(row[1], row[-1]) for row in tables(markdown)[-1][1:]]
+        assert by_class == [(name, "20") for name in names + names[3:]]
+        read = f"\nPretrained on {', '.join(names[:3])}; fine-tuned on {', '.join(names[3:])}.\n"
+        assert read in seen(html(markdown))
+        assert f"data.source_classes: {json.dumps(names[:3], ensure_ascii=False)}, " in seen(html(markdown))
+
+
+@pytest.mark.parametrize(("channels", "validation"), [(1, 30), (4, 0)])
+def test_figures_show_the_right_images_and_say_which(drawn, channels, validation):
+    sizes = {"channels": channels, "validation": validation}
+    found = made(sizes=sizes, finetune_fc={"wrong": [3, 50]}, finetune_output={"wrong": []})
+    shown = drawn(found)
+    dashed = shown["curves"].legends[0].get_texts()[1].get_text()
+    assert dashed == f"pretrain, {'validation' if validation else 'test'} images"
+    counts = [text.get_text() for text in shown["confusion_finetune_fc"].axes[0].texts]
+    assert counts == ["19", "1", "0", "0", "20", "0", "1", "0", "19"]
+    _, without, panel = shown["mistakes"].subfigs
+    assert without.get_suptitle() == "finetune_output: no mistakes"
+    pixels = np.stack([ax.images[0].get_array() for ax in panel.axes if ax.images])
+    expected = found.tuned[1].half.test.x[[50, 3], ..., :3]  # the more confident one first
+    assert np.array_equal(pixels, expected if channels > 1 else expected[..., 0])
+    assert panel.axes[0].get_title() == "hen\ntaken for\nfox 91%"
+
+
+def test_what_was_run_is_said(params):
+    found = made(finetune_fc={"cpu": "another CPU"})
+    markdown = rendered(found)
+    assert "differ from the notebook's: none\n" in markdown
+    assert "built-in digits" not in markdown
+    assert "- curves: drawn on the test images" in markdown
+    assert "- set-up of pretrain, finetune_output: cpu a CPU, threads 2\n" in markdown
+    assert "- set-up of finetune_fc: cpu another CPU, threads 2\n" in markdown
+    assert "dropout is on (`model.dropout`: 0.2)" in markdown  # why training accuracy can be below test accuracy
+    digits = rendered(found, params(seed=7, **{"finetune_fc.epochs": 20, "data.path": "data/raw/digits.npz"}))
+    assert 'seed: 7, data.path: "data/raw/digits.npz", finetune_fc.epochs: 20\n' in seen(html(digits))
+    assert "built-in digits" in digits
+    held_out = made(sizes={"validation": 30})
+    assert "images: 90 train, 30 validation, 60 test" in rendered(held_out)
+    assert "drawn on the test images" not in rendered(held_out)
+    assert held_out.source.metrics["validation_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("damage", [None, b"", "half", b"a,b\n1,2\n", b"[]", b"\xff\xfe\x00\x01" * 9])
+def test_damaged_input_is_refused_in_one_line(main, without_figures, damage):
+    reports = [artifact(kind, "finetune_fc") for kind in ("history", "predictions", "record", "timing")]
+    for file in (*reports, Path("data/prepared/target.npz")):
+        write(made())
+        content = file.read_bytes()[: file.stat().st_size // 2] if damage == "half" else damage
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"^error: [^\n]*(finetune_fc|target\.npz)[^\n]*$"):
+            main()
+        assert not Path("reports/report.md").exists()
+
+
+def test_stages_that_do_not_fit_are_refused_in_one_line(main, without_figures):
+    write(made(target=SOURCE))
+    write_half("target", half(TARGET))
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*finetune_output[^\n]*predictions of other images[^\n]*$"):
+        main()
+    write(made())
+    for arguments in (["pretrain"], ["pretrain", "finetune_unheard"]):
+        with pytest.raises(SystemExit, match=r"^error: [^\n]*expected [^\n]*$"):
+            main(*arguments)

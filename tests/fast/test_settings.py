@@ -1,0 +1,174 @@
+"""Settings: the defaults are the notebook's, and what is wrong is refused in one line before any work."""
+
+import copy
+import math
+import os
+import re
+import subprocess
+import sys
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from counting import counted
+from repository import ROOT
+from stages.settings import PARAMS, Recipe, Settings, leaves, load
+from stages.shared.errors import UserError
+
+# A further fine-tuning stage has a section that the schema does not name: its settings are tried, too.
+GOOD = Settings().model_dump() | {"finetune_further": Settings().finetune_fc.model_dump()}
+GONE = object()
+pytestmark = pytest.mark.usefixtures("workspace")
+
+
+def changed(**values: Any) -> dict:
+    """The good settings with some changed, added or `GONE`."""
+    result = copy.deepcopy(GOOD)
+    for key, value in values.items():
+        name, _, leaf = key.rpartition(".")
+        section = result[name] if name else result
+        section[leaf] = value
+        if value is GONE:
+            del section[leaf]
+    return result
+
+
+def loaded(values: dict | bytes) -> Settings:
+    PARAMS.write_bytes(values if isinstance(values, bytes) else yaml.safe_dump(values).encode())
+    return load()
+
+
+def refusal(values: dict | bytes) -> str:
+    """The one line that refuses settings, without the file's name."""
+    with pytest.raises(UserError, match=r"^params\.yaml: ") as error:
+        loaded(values)
+    counted["bad parameters refused"] += 1
+    assert str(error.value).isprintable()
+    return str(error.value).removeprefix("params.yaml: ")
+
+
+def test_defaults_are_the_notebooks_and_params_yaml_shows_every_setting():
+    recipe = {"epochs": 10, "batch_size": 64, "optimizer": "rmsprop", "learning_rate": 1e-3, "schedule": "constant"}
+    halves = {"source_classes": [0, 1, 2, 3, 4], "target_classes": [5, 6, 7, 8, 9]}
+    all_images = {"validation_fraction": 0, "source_per_class": None, "target_per_class": None}
+    notebook = {
+        "data": {"path": "data/raw/cifar10.yaml"} | halves | all_images,
+        "model": {"conv_filters": [32, 64], "dense_units": [128, 64], "dropout": 0.2, "rescale": False},
+        "pretrain": recipe,
+        "finetune_output": recipe | {"trainable": ["output"], "head": "keep"},
+        "finetune_fc": recipe | {"trainable": ["fc2", "output"], "head": "keep"},
+    }
+    assert Settings().model_dump(include=set(notebook)) == notebook
+    assert set(Settings().by_key()) <= set(dict(leaves(yaml.safe_load((ROOT / "params.yaml").read_text()))))
+
+
+def test_no_other_file_keeps_a_list_of_optimizers():
+    names = get_args(Recipe.model_fields["optimizer"].annotation)
+    for path in {*ROOT.glob("stages/**/*.py"), ROOT / "params.yaml"} - {ROOT / "stages/settings.py"}:
+        text = path.read_text().replace(", ".join(names), "")  # help in params.yaml is made from the schema
+        assert [line for line in text.splitlines() if len(set(re.findall(r"\w+", line)) & set(names)) > 1] == [], path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", True, "integer"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("seed", 2**32, "less than 4294967296"),
+        ("data", None, "expected"),
+        ("data.path", "", "at least 1"),
+        ("data.source_classes", "0,1", "list"),
+        ("data.target_classes", [], "at least 2"),
+        ("data.source_classes", [0, -1], "greater than or equal to 0"),
+        ("model.dense_units", [8, 10**9], "less than or equal to 65536"),
+        ("model.rescale", "yes", "boolean"),
+        ("pretrain.learning_rate", 0.0, "greater than 0"),
+        ("pretrain.learning_rate", math.inf, "finite"),
+        ("finetune_further.epochs", 0, "greater than or equal to 1"),
+        ("finetune_further.optimizer", "adamw", "'rmsprop'"),
+    ],
+)
+def test_wrong_type_or_range_is_refused(key, value, expected):
+    wrong = repr(value[-1] if isinstance(value, list) and value else value)
+    assert re.match(rf"{key}(\.1)?: was {re.escape(wrong)}, .*{expected}", refusal(changed(**{key: value})))
+
+
+def test_missing_misspelt_and_unknown_are_refused():
+    for key, value in leaves(GOOD):
+        assert re.match(rf"{key}: missing(, expected|; see)", refusal(changed(**{key: GONE})))
+        assert f"{key}x: unknown key" in refusal(changed(**{key: GONE, f"{key}x": value}))
+    for name in ("data", "model", "pretrain", "finetune_output", "finetune_fc"):
+        text = refusal(changed(**{name: GONE, f"{name}x": GOOD[name]}))
+        assert re.match(rf"{name}\.\w+: missing|{name}x: unknown key", text)  # finetune_fcx may be there
+    text = refusal(changed(augmentation={"flip": True}))
+    assert all(name in text for name in ("augmentation: unknown key, expected", *Settings.model_fields))
+    for unprintable in ("x\n\x1b[31m", "finetune_x\n\x1b[31m", "model.x\n\x1b[31m"):
+        assert refusal(changed(**{unprintable: 1})).startswith(unprintable.split("\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"finetune_fc.trainable": ["fc9"]}, "finetune_fc.trainable: was ['fc9'], expected some of ['conv1', "),
+        ({"finetune_further.trainable": ["fc2"] * 2}, "finetune_further.trainable: was ['fc2', 'fc2'], expected"),
+        ({"model.dense_units": [9]}, "finetune_fc.trainable: was ['fc2', 'output'], expected some of ['conv1', "),
+        ({"finetune_fc.trainable": ["fc2"], "finetune_fc.head": "reset"}, "finetune_fc.trainable: was ['fc2'], "),
+        ({"data.target_classes": [5, 6, 7]}, "finetune_output.head: was 'keep', expected 'reset': data.source_classes"),
+        ({"precision": "mixed_bfloat16"}, "precision: was 'mixed_bfloat16', expected 'float32', or model.rescale=true"),
+        ({"devices": 3}, "pretrain.batch_size: was 64, expected a multiple of devices, 3"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(values, problem):
+    assert refusal(changed(**values)).startswith(problem)
+
+
+def test_what_fits_is_accepted():
+    reset = {f"{name}.head": "reset" for name in GOOD if name.startswith("finetune_")}
+    fitting = {"precision": "mixed_float16", "model.rescale": True, "devices": 2, "data.target_classes": ["cat", 7]}
+    params = loaded(changed(**reset, **fitting, **{"pretrain.epochs": 0, "finetune_further.epochs": 3}))
+    assert params.finetune("finetune_further").epochs == 3
+    with pytest.raises(UserError, match=r"^params\.yaml: finetune_other: missing, expected [^\n]+$"):
+        params.finetune("finetune_other")
+    small = yaml.safe_dump(GOOD).replace("learning_rate: 0.001", "learning_rate: 1e-05")  # as DVC writes it
+    assert loaded(small.encode()).pretrain.learning_rate == 1e-5
+
+
+def test_file_that_holds_no_settings_is_refused():
+    for content in (b"[1", b"a: !!python/object/apply:os.getcwd []", b"a: 2020-99-99", b"[" * 5000, b"a: \xff"):
+        assert refusal(content).startswith("no valid YAML: ")
+    for content in (b"", b"- seed\n", b"7"):
+        assert refusal(content).startswith("the file: was ")
+
+
+def started(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of Python started in the test's folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seed", "line"),
+    [
+        (
+            ["-m", "stages.prepare"],
+            -5,
+            "params.yaml: seed: was -5, expected .*; to undo: touch params.yaml && git checkout params.yaml",
+        ),
+        (["-m", "stages.prepare"], None, "params.yaml: No such file .*; run in the repository's folder"),
+        ([f"{ROOT}/stages/prepare.py"], 1, "started by its path; run `python -m stages.prepare` in the .* folder"),
+        (["-S", "-m", "stages.prepare"], 1, ".* lacks .*tensorflow.*: run `make setup` once, .*"),  # -S: no packages
+    ],
+)
+def test_program_ends_with_one_line_that_says_what_to_do(arguments, seed, line):
+    PARAMS.write_text(yaml.safe_dump(changed(seed=seed))) if seed else PARAMS.unlink()
+    code, output, errors = started(*arguments)
+    assert (code, output) == (1, "")
+    assert re.fullmatch(f"error: {line}\n", errors)
+
+
+def test_importing_the_package_never_ends_a_program_and_light_stages_do_without_tensorflow():
+    assert started("-S", "-c", "import stages; print('goes on')") == (0, "goes on\n", "")
+    heavy = "import sys, stages.prepare, stages.report; print({'tensorflow', 'keras'} & set(sys.modules))"
+    assert started("-c", heavy)[1] == "set()\n"

@@ -1,0 +1,107 @@
+"""The network: its settings, what is frozen, where it is split, and what it weighs."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from stages.settings import Settings
+from stages.shared.errors import UserError
+from stages.training import network
+
+pytestmark = pytest.mark.usefixtures("set_up")
+AFTER_CONVOLUTIONS = ["pool", "dropout1", "flatten", "fc1", "dropout2", "fc2", "dropout3", "output"]
+NAMES = ["conv1", "conv2", *AFTER_CONVOLUTIONS]
+
+
+@pytest.fixture
+def images(tiny_dataset):
+    return tiny_dataset["x_test"]
+
+
+@pytest.fixture
+def build(params, images):
+    """A tiny network with some settings changed."""
+    return lambda **changes: network.build((8, 8, 3), 5, params(**changes).model, images)
+
+
+def test_settings_choose_numbers_and_sizes_of_layers(build):
+    model = build(**{"model.conv_filters": [4], "model.dense_units": [7, 6, 5], "model.rescale": False})
+    shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
+    assert list(shapes) == ["conv1", *AFTER_CONVOLUTIONS[:-1], "fc3", "dropout4", "output"]
+    assert [shapes[name] for name in ("conv1", "fc1", "fc2", "fc3")] == [(6, 6, 4), (7,), (6,), (5,)]
+
+
+def test_rescaled_network_standardises_each_channel_of_raw_pixels(build, images):
+    model = build(**{"model.rescale": True})
+    standardised = keras.Sequential(model.layers[:1]).predict(images, verbose=0)
+    assert standardised.mean(axis=(0, 1, 2)) == pytest.approx([0, 0, 0], abs=1e-4)
+    assert standardised.std(axis=(0, 1, 2)) == pytest.approx([1, 1, 1], abs=1e-4)
+    assert [layer.name for layer in model.layers[1:]] == NAMES
+
+
+def test_more_convolutions_than_the_images_have_room_for_are_refused(build):
+    build(**{"model.conv_filters": [4, 4, 4]})
+    with pytest.raises(UserError, match=r"model\.conv_filters: was \[4, 4, 4, 4\], expected at most 3 layers"):
+        build(**{"model.conv_filters": [4, 4, 4, 4]})
+
+
+@pytest.mark.parametrize(("side", "says"), [(32, "1,633,733 weights, 6.5 MB"), (224, "99,151,301 weights, 396.6 MB")])
+def test_weight_says_how_large_the_network_is_and_warns_if_large_images_are_why(side, says):
+    images = np.zeros((1, side, side, 3), np.uint8)
+    text = network.weight(network.build((side, side, 3), 5, Settings().model, images))
+    assert says in text
+    assert ("224x224" in text) == (side == 224)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "rescale", "trainable", "trunk"),
+    [
+        (0.2, False, ["fc2", "output"], ["conv1", "conv2", "pool"]),
+        (0.2, False, ["conv2", "output"], ["conv1"]),
+        (0.2, False, NAMES, None),
+        (0.2, True, ["output"], ["rescale", "conv1", "conv2", "pool"]),
+        (0.2, True, NAMES, None),  # standardising alone is not worth the memory
+        (0.0, False, ["output"], NAMES[:-1]),
+        (0.0, False, ["fc1", "output"], NAMES[:5]),
+    ],
+)
+def test_trunk_ends_before_the_first_trainable_or_random_layer(build, images, dropout, rescale, trainable, trunk):
+    model = build(**{"model.dropout": dropout, "model.rescale": rescale})
+    network.freeze_all_but(model, trainable)
+    first, rest = network.split_frozen(model)
+    if trunk is None:
+        assert first is None
+        assert rest is model
+        return
+    assert [layer.name for layer in first.layers] == trunk
+    assert first.layers + rest.layers == model.layers  # the very same objects: what is trained there is trained here
+    assert np.allclose(rest(first(images)), model(images), atol=1e-6)
+
+
+RANDOM = {
+    "dropout": lambda: layers.SpatialDropout2D(0.5),
+    "noise": lambda: layers.GaussianNoise(1.0),
+    "flip": lambda: layers.RandomFlip(),
+    "dropout in a model": lambda: keras.Sequential([layers.Activation("relu"), layers.Dropout(0.5)]),
+}
+
+
+@pytest.mark.parametrize("random", RANDOM)
+def test_random_layers_end_the_trunk_whatever_their_names(random, images):
+    inner = [layers.Conv2D(3, 3, name="dropout1"), layers.BatchNormalization(name="dropout2"), RANDOM[random]()]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *inner, layers.Flatten(), layers.Dense(5, name="last")])
+    network.freeze_all_but(model, ["last"])
+    trunk, rest = network.split_frozen(model)
+    assert trunk.layers == inner[:2]
+    assert np.array_equal(trunk(images, training=True), trunk(images, training=False))
+    assert not np.array_equal(rest(trunk(images), training=True), rest(trunk(images), training=True))
+
+
+@pytest.mark.parametrize("own_weights", [True, False])
+def test_layers_that_change_while_training_end_the_trunk(own_weights):
+    normalise = layers.BatchNormalization(center=own_weights, scale=own_weights, name="normalise")
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(3, 3), normalise, layers.Dense(5, name="last")])
+    network.freeze_all_but(model, ["normalise", "last"])
+    trunk, _ = network.split_frozen(model)
+    assert trunk.layers == model.layers[:1]

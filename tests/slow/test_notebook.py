@@ -1,0 +1,70 @@
+"""The default recipe is the notebook's: the same network and, with one seed, the same learning curves."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from repository import ROOT
+from stages import finetune, prepare, pretrain
+from stages.settings import Settings
+from stages.shared.files import read_sealed
+from stages.training import network
+from tiny import TINY
+
+NOTEBOOK = runpy.run_path(str(ROOT / "benchmarks/notebook.py"))
+DIGITS = str(ROOT / "data/raw/digits.npz")
+EPOCHS = 2
+COUNTS = {"pretrain": 1_633_733, "finetune_output": 325, "finetune_fc": 8_581}  # trainable parameters
+
+
+def test_network_is_the_notebooks(set_up):
+    set_up()
+    ours = network.build((32, 32, 3), 5, Settings().model, np.zeros((1, 32, 32, 3), np.uint8))
+    set_up()
+    theirs = NOTEBOOK["network"]((32, 32, 3))
+    for our, their in zip(ours.layers, theirs.layers, strict=True):
+        assert type(our) is type(their)
+        assert our.get_config() | {"name": ""} == their.get_config() | {"name": ""}
+        for a, b in zip(our.variables, their.variables, strict=True):  # weights, and the state of Dropout
+            assert np.array_equal(a, b), our.name
+    assert all(np.any(layer.get_weights()[0]) for layer in theirs.layers if layer.weights)
+
+
+def test_learning_curves_and_results_are_the_notebooks(params, monkeypatch):
+    few = {f"{stage}.epochs": EPOCHS for stage in COUNTS}
+    settings = params(**few, **{"data.path": DIGITS, "threads": TINY["threads"]})  # all else are the defaults
+    prepare.main()
+    pretrain.main()
+    for stage in ("finetune_output", "finetune_fc"):
+        monkeypatch.setattr(sys, "argv", ["finetune", stage])
+        finetune.main()
+
+    curves, results, fit = [], [], keras.Sequential.fit
+
+    def fit_and_keep_the_curves(*arguments, **options):
+        history = fit(*arguments, **options)
+        curves.append(pd.DataFrame(history.history))
+        return history
+
+    monkeypatch.setattr(keras.Sequential, "fit", fit_and_keep_the_curves)
+    source, target = NOTEBOOK["halves"](DIGITS)
+    keras.utils.set_random_seed(settings.seed)
+    model = NOTEBOOK["network"](source[0].shape[1:])
+    results.append(NOTEBOOK["train"](model, source, EPOCHS))
+    for layers in ([len(model.layers) - 1], [-3, -1]):
+        keras.utils.set_random_seed(settings.seed)  # before each model, as the stages do
+        results.append(NOTEBOOK["fine_tune"](model, layers, target, EPOCHS))
+
+    for stage, theirs, result in zip(COUNTS, curves, results, strict=True):
+        ours = pd.read_csv(f"reports/history/{stage}.csv")[theirs.columns]
+        assert len(ours) == EPOCHS
+        assert np.allclose(ours, theirs, rtol=1e-4, atol=0), stage  # training: 0 where this was written
+        record = read_sealed(Path(f"reports/record/{stage}.json"))
+        assert record["trainable_parameters"] == COUNTS[stage]
+        for key in ("test_accuracy", "test_loss"):
+            assert record[key] == pytest.approx(result[key], rel=1e-4), stage

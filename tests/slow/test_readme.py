@@ -1,0 +1,95 @@
+"""README's commands, every one and in their order, on the digits: each does what README says, and nothing else."""
+
+import json
+import re
+import shlex
+
+import pytest
+import yaml
+
+from counting import counted
+from repository import ROOT, Repository, stages_run, tiny_params
+from stages.settings import leaves
+
+BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    line.partition("  #")[0].strip() for block in BLOCKS[1:] for line in block.splitlines() if not line.startswith("#")
+]
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A clone whose pipeline has run once, as after `make run`, with a Git remote to push to."""
+    folder = tmp_path_factory.mktemp("readme")
+    params = tiny_params()
+    params["data"] |= {"path": "data/raw/digits.npz", "source_classes": [0, 1, 2, 3, 4]}
+    params["data"] |= {"target_classes": [5, 6, 7, 8, 9]}
+    for stage in ("pretrain", "finetune_output", "finetune_fc"):
+        params[stage]["epochs"] = 1
+    (folder / "origin").mkdir()
+    origin = Repository(folder / "origin", params)
+    origin.run("git", "clone", "-q", "--bare", ".", "../bare.git")
+    origin.run("git", "remote", "add", "origin", "../bare.git")
+    repo = origin.clone(folder / "clone")
+    repo.run("git", "remote", "set-url", "origin", str(folder / "bare.git"))
+    repo.run("git", "config", "user.name", "A Reader")
+    repo.run("git", "config", "user.email", "reader@example.org")
+    assert len(stages_run(repo.dvc("repro"))) == 5
+    return repo
+
+
+def asked_for(command: str) -> set[str]:
+    """The settings that a `dvc exp run` names, those of a recipe included."""
+    recipe = (ROOT / "docs/recipes/fast.txt").read_text()
+    words = shlex.split(command.replace("$(cat docs/recipes/fast.txt)", recipe))
+    return {words[i + 1].partition("=")[0] for i, word in enumerate(words) if word == "-S"}
+
+
+def test_every_command_of_the_readme(repo, tmp_path):
+    baseline = dict(leaves(yaml.safe_load((repo.path / "params.yaml").read_text())))
+    for command in COMMANDS:
+        output = repo.run("bash", "-c", command).stdout
+        counted["commands of the README, each run"] += 1
+        if command.startswith("dvc exp run"):
+            name = shlex.split(command)[shlex.split(command).index("-n") + 1]
+            changed = json.loads(repo.dvc("params", "diff", "HEAD", name, "--json"))["params.yaml"]
+            assert set(changed) == asked_for(command), command
+            assert all(str(change["old"]) == str(baseline[key]) for key, change in changed.items()), command
+            assert repo.run("git", "status", "--short").stdout == "", command
+            if name == "three-epochs":
+                assert stages_run(output) == ["finetune_fc", "report"]
+        if command.startswith("dvc metrics diff"):
+            assert "finetune_fc.test_accuracy" in output
+            assert "pretrain" not in output
+        if command.startswith("dvc plots diff"):
+            assert "failed" not in output.lower()
+            page = (repo.path / "dvc_plots/index.html").read_text()
+            assert all(text in page for text in ("Confusion of finetune_fc", "Loss while training", "curves.png"))
+        if command.startswith("dvc exp show"):
+            assert "three-epochs" in output
+            assert "finetune_fc.test_accuracy" in output
+        if command.startswith("dvc exp apply"):
+            assert yaml.safe_load((repo.path / "params.yaml").read_text())["pretrain"]["epochs"] == 0
+        if command.startswith("touch params.yaml"):
+            assert dict(leaves(yaml.safe_load((repo.path / "params.yaml").read_text()))) == baseline
+            assert repo.run("git", "status", "--short").stdout == ""
+            assert "up to date" in repo.dvc("status")
+    colleague = repo.clone(tmp_path / "colleague")
+    colleague.environment["HOME"] = repo.environment["HOME"]  # where README's remote is
+    colleague.dvc("pull")
+    assert stages_run(colleague.dvc("repro")) == []
+    colleague.run("git", "remote", "set-url", "origin", repo.run("git", "remote", "get-url", "origin").stdout.strip())
+    colleague.dvc("exp", "pull", "origin", "shared")
+    colleague.dvc("exp", "apply", "shared")
+    assert stages_run(colleague.dvc("repro")) == []
+    assert "finetune_fc.epochs" in colleague.dvc("params", "diff")
+
+
+def test_a_refused_setting_is_undone_by_the_command_that_the_message_names(repo):
+    repo.run("git", "reset", "-q", "--hard")
+    before = (repo.path / "params.yaml").read_bytes()
+    for change in ("seed=-5", "seed=-1", "data.target_classes=[8,9,77]", "data.target_classes=[]"):
+        output = repo.dvc("exp", "run", "-S", change, check=False)
+        assert (repo.path / "params.yaml").read_bytes() != before
+        repo.run("bash", "-c", re.search(r"^error: params\.yaml: .*; to undo: (.*)$", output, re.M)[1])
+        assert (repo.path / "params.yaml").read_bytes() == before

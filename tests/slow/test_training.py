@@ -1,0 +1,290 @@
+"""Training: batches, what is computed once, the loop and its refusals, and the record of what came out."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+from repository import ROOT
+from stages import finetune, prepare, pretrain
+from stages.settings import Recipe
+from stages.shared.errors import UserError
+from stages.shared.files import MODELS, read_sealed
+from stages.shared.halves import read_half
+from stages.training import batches, features, loop, model_files, network, record
+
+pytestmark = pytest.mark.usefixtures("set_up")
+COLUMNS = ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
+NO_EPOCHS = pd.DataFrame(columns=COLUMNS)
+IN_MEMORY, IN_A_FILE = 10**9, 0  # bytes of features that may be held
+
+
+@pytest.fixture
+def halves(tiny):
+    """The tiny dataset as `prepare` leaves it."""
+    prepare.main()
+    return {side: read_half(side) for side in ("source", "target")}
+
+
+@pytest.fixture
+def run_finetune(monkeypatch):
+    """``python -m stages.finetune <stage>``, in this process."""
+
+    def run(*stage):
+        monkeypatch.setattr(sys, "argv", ["finetune", *stage])
+        finetune.main()
+
+    return run
+
+
+def build(settings, half):
+    return network.build(half.train.x.shape[1:], len(half.class_names), settings.model, half.train.x)
+
+
+def trained(settings, half):
+    """A model after `pretrain`'s training, and its learning curves."""
+    model = build(settings, half)
+    return model, loop.fit(model, half, settings.pretrain, "pretrain")[0]
+
+
+def write(model, half, history=NO_EPOCHS):
+    """Write what `pretrain` leaves behind."""
+    record.write("pretrain", model, half, history, seconds=1.5, threads=1)
+
+
+def weights(stage):
+    layers = [layer for layer in model_files.load(MODELS / f"{stage}.keras").layers if layer.weights]
+    return {layer.name: layer.get_weights() for layer in layers}
+
+
+def equal(first, second):
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_batches_are_those_that_keras_makes_of_arrays(tiny, halves, set_up):
+    train, test, size, learned = halves["source"].train, halves["source"].test, 16, []
+    assert len(train.y) % size  # so that the last batch is not full
+    arrays = {"x": train.x, "y": train.y, "batch_size": size, "validation_data": (test.x, test.y)}
+    ours = {
+        "x": batches.batches(train.x, train.y, size, shuffle=True),
+        "validation_data": batches.batches(test.x, test.y, size, shuffle=False),
+    }
+    for data in (arrays, ours):
+        set_up()
+        model = build(tiny, halves["source"])
+        model.compile("rmsprop", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        learned.append((model.fit(**data, shuffle=data is arrays, epochs=3, verbose=0).history, model.get_weights()))
+    assert learned[0][0] == learned[1][0]
+    assert equal(learned[0][1], learned[1][1])
+
+
+@pytest.mark.parametrize(
+    ("dropout", "trainable", "memory", "precision"),
+    [
+        (0.2, ["fc2", "output"], IN_A_FILE, "float32"),
+        (0.2, ["output"], IN_MEMORY, "mixed_bfloat16"),
+        (0.0, ["output"], IN_MEMORY, "float32"),
+    ],
+)
+def test_computing_the_trunk_once_changes_nothing(params, halves, monkeypatch, dropout, trainable, memory, precision):
+    settings, half = params(precision=precision, **{"model.dropout": dropout}), halves["target"]
+    monkeypatch.setattr(features, "EVALUATION_BATCH", 7)  # images, of which the last batch has fewer
+    MODELS.mkdir()
+    curves, learned, computed, compute = [], [], [], loop.features
+    monkeypatch.setattr(loop, "features", lambda *given: computed.append(len(given[1])) or compute(*given))
+    for split in (network.split_frozen, lambda model: (None, model)):
+        monkeypatch.setattr(network, "split_frozen", split)
+        loop.set_up(settings)
+        model = build(settings, half)
+        network.freeze_all_but(model, trainable)
+        assert model.layers[1].dtype_policy.name == precision
+        curves.append(loop.fit(model, half, settings.finetune_fc, "finetune_fc", memory)[0])
+        learned.append(model.get_weights())
+    assert computed == [len(half.train.y), len(half.test.y)]
+    assert np.allclose(*curves, atol=5e-4)
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(*learned, strict=True))
+    assert curves[0]["loss"].nunique() == settings.finetune_fc.epochs
+    assert list(MODELS.iterdir()) == []
+
+
+def test_fine_tuning_changes_the_trainable_weights_only(params, halves, run_finetune):
+    further = params().finetune_fc.model_dump() | {"trainable": ["conv2", "fc1"], "optimizer": "adam", "epochs": 1}
+    settings = params(finetune_middle=further, **{"pretrain.epochs": 0, "finetune_output.epochs": 1})
+    pretrain.main()
+    before = weights("pretrain")
+    for stage in ("finetune_output", "finetune_middle"):
+        run_finetune(stage)
+        after, trainable = weights(stage), settings.finetune(stage).trainable
+        assert list(after) == list(before) == settings.model.layers_with_weights
+        for layer in after:
+            changed = [not np.array_equal(a, b) for a, b in zip(before[layer], after[layer], strict=True)]
+            assert changed == [layer in trainable] * 2, (stage, layer)
+        counted = sum(array.size for name in trainable for array in after[name])
+        assert read_sealed(Path(f"reports/record/{stage}.json"))["trainable_parameters"] == counted
+
+
+def test_new_head_is_drawn_for_the_target_classes(params, tiny_dataset, run_finetune):
+    heads = {f"{stage}.head": "reset" for stage in ("finetune_output", "finetune_fc")}
+    still = {"pretrain.epochs": 0, "finetune_fc.epochs": 1, "finetune_fc.learning_rate": 1e-12}
+    params(**heads, **still, **{"data.target_classes": [9, 5, 7]})
+    prepare.main()
+    pretrain.main()
+    run_finetune("finetune_fc")
+    (old, _), (drawn, bias) = (weights(stage)["output"] for stage in ("pretrain", "finetune_fc"))
+    assert drawn.shape == (len(old), 3)
+    assert np.abs(drawn).max() < np.sqrt(6 / sum(drawn.shape))  # Glorot's bound
+    assert not np.isclose(drawn, old[:, :3], atol=1e-5).any()
+    assert np.allclose(bias, 0, atol=1e-5)
+    actual = pd.read_csv("reports/predictions/finetune_fc.csv")["actual"]
+    assert set(actual) == set(tiny_dataset["class_names"][[9, 5, 7]])
+
+
+def test_same_seed_writes_the_same_files_and_another_seed_other_weights(params, halves, run_finetune):
+    def written():
+        paths = [path for folder in ("models", "reports") for path in Path(folder).rglob("*.*")]
+        return {str(path): path.read_bytes() for path in paths if path.parent.name != "timing"}
+
+    params(**{"pretrain.epochs": 1, "finetune_fc.epochs": 1, "finetune_fc.head": "reset"})
+    pretrain.main()
+    run_finetune("finetune_fc")
+    here, drawn = written(), weights("pretrain")
+    assert len(here) == 8  # model, history, predictions and record of two stages
+    for path in here:
+        Path(path).unlink()
+    code = "from stages import finetune, pretrain; pretrain.main(); finetune.main()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}  # and other addresses
+    subprocess.run([sys.executable, "-c", code, "finetune_fc"], env=environment, check=True, capture_output=True)
+    assert {path for path, content in written().items() if content == here[path]} == set(here)
+    params(seed=2)
+    pretrain.main()
+    assert not any(np.array_equal(kernel, drawn[layer][0]) for layer, (kernel, _) in weights("pretrain").items())
+
+
+def test_history_has_a_row_for_each_epoch_and_is_written_as_plain_csv(tiny, halves):
+    model, history = trained(tiny, halves["source"])
+    assert list(history.columns) == COLUMNS
+    assert history["epoch"].tolist() == [0, 1, 2]
+    write(model, halves["source"], history)
+    rows = [f"{epoch},{','.join(map(repr, values))}\n" for epoch, *values in history.itertuples(index=False)]
+    assert Path("reports/history/pretrain.csv").read_bytes() == "".join([",".join(COLUMNS) + "\n", *rows]).encode()
+
+
+def test_no_epochs_leave_random_features_and_an_empty_history(params, halves, set_up):
+    settings = params(**{"pretrain.epochs": 0})
+    set_up()
+    untrained = build(settings, halves["source"]).get_weights()
+    pretrain.main()
+    assert Path("reports/history/pretrain.csv").read_bytes() == ",".join(COLUMNS).encode() + b"\n"
+    assert equal(model_files.load(MODELS / "pretrain.keras").get_weights(), untrained)
+    assert read_sealed(Path("reports/timing/pretrain.json")) == {"train_seconds": 0.0}
+
+
+def test_loss_that_is_not_a_number_is_refused_in_one_line(params, halves):
+    params(**{"pretrain.learning_rate": 1e30, "pretrain.optimizer": "sgd"})
+    with pytest.raises(SystemExit, match=r"^error: pretrain: .* epoch 1 of 3.* pretrain\.learning_rate [^\n]*$"):
+        pretrain.main()
+    assert not MODELS.exists()
+
+
+def test_training_that_ends_early_is_not_taken_for_a_diverged_one(tiny, halves, monkeypatch):
+    fit, stop = keras.Sequential.fit, keras.callbacks.EarlyStopping("loss", min_delta=100)
+    stopped = lambda *given, callbacks, **named: fit(*given, callbacks=[*callbacks, stop], **named)  # noqa: E731
+    monkeypatch.setattr(keras.Sequential, "fit", stopped)
+    _, history = trained(tiny, halves["source"])
+    assert 0 < len(history) < tiny.pretrain.epochs
+
+
+def test_predictions_that_are_not_numbers_are_refused_in_one_line(tiny, halves):
+    model = build(tiny, halves["source"])
+    model.layers[-1].bias.assign([np.nan] * 5)
+    with pytest.raises(UserError, match=r"^[^\n]*pretrain\.learning_rate[^\n]*$"):
+        write(model, halves["source"])
+    assert not Path("reports/record/pretrain.json").exists()
+
+
+@pytest.mark.parametrize("name", get_args(Recipe.model_fields["optimizer"].annotation))
+def test_optimizer_has_kerass_defaults_and_the_learning_rate(params, halves, name):
+    settings = params(**{"model.rescale": False, "pretrain.optimizer": name, "pretrain.learning_rate": 1e-4})
+    model, _ = trained(settings, halves["source"])  # trains all layers, so that it compiles `model`
+    theirs = keras.optimizers.get(name)
+    theirs.learning_rate = 1e-4
+    assert type(model.optimizer) is type(theirs)
+    assert model.optimizer.get_config() | {"name": ""} == theirs.get_config() | {"name": ""}
+
+
+@pytest.mark.parametrize(("epochs", "batch_size", "steps"), [(5, 16, 35), (1, 64, 2)])
+def test_cosine_schedule_warms_up_peaks_and_ends_at_zero(params, halves, epochs, batch_size, steps):
+    recipe = {"pretrain.schedule": "cosine", "pretrain.epochs": epochs, "pretrain.batch_size": batch_size}
+    model, history = trained(params(**recipe, **{"model.rescale": False}), halves["source"])
+    assert model.optimizer.iterations == steps
+    assert np.isfinite(history).all(axis=None)
+    rates = []
+    for step in range(steps + 1):
+        model.optimizer.iterations.assign(step)
+        rates.append(float(model.optimizer.learning_rate))
+    peak = steps // 5
+    after = np.arange(steps - peak + 1) / (steps - peak)
+    assert rates[:peak] == pytest.approx(np.linspace(0, 1e-3, peak, endpoint=False), abs=1e-9)
+    assert rates[peak:] == pytest.approx(1e-3 * (1 + np.cos(np.pi * after)) / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("overconfidence", [1, 1000])
+def test_predictions_and_record_are_what_keras_evaluates(tiny, halves, overconfidence):
+    half = halves["source"]
+    model = build(tiny, half)
+    model.layers[-1].kernel.assign(model.layers[-1].kernel * overconfidence)
+    write(model, half)
+    saved = keras.models.load_model("models/pretrain.keras")
+    loss, accuracy = saved.evaluate(half.test.x, half.test.y, verbose=0)
+    kept = read_sealed(Path("reports/record/pretrain.json"))
+    assert kept["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert kept["test_loss"] == pytest.approx(loss, rel=1e-4)
+    assert (kept["set_up"]["threads"], kept["set_up"]["tensorflow"]) == (1, tf.__version__)
+    assert kept["set_up"]["instruction_set"]
+    assert read_sealed(Path("reports/timing/pretrain.json")) == {"train_seconds": 1.5}
+    expected, table = saved.predict(half.test.x, verbose=0), pd.read_csv("reports/predictions/pretrain.csv")
+    assert list(table.columns) == ["actual", "predicted", "probability"]
+    assert table["actual"].tolist() == [half.class_names[label] for label in half.test.y]
+    assert table["predicted"].tolist() == [half.class_names[label] for label in expected.argmax(axis=1)]
+    assert table["probability"].to_numpy() == pytest.approx(expected.max(axis=1), abs=2e-6)
+
+
+def test_curves_are_drawn_on_validation_images_if_there_are_some(params, tiny):
+    settings = params(**{"data.validation_fraction": 0.25, "pretrain.epochs": 1})
+    prepare.main()
+    half = read_half("source")
+    model, history = trained(settings, half)
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    expected = model.evaluate(half.validation.x, half.validation.y, verbose=0)
+    assert history[["val_loss", "val_accuracy"]].to_numpy()[-1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "expected one argument"),
+        (["finetune_unheard"], "params.yaml: finetune_unheard: missing"),
+        (["pretrain"], "params.yaml: pretrain: missing"),
+        (["finetune_fc"], "models/pretrain.keras: "),  # which nothing has written
+    ],
+)
+def test_unknown_stage_or_missing_model_is_refused_in_one_line(halves, run_finetune, arguments, says):
+    with pytest.raises(SystemExit, match=rf"^error: {says}[^\n]*$"):
+        run_finetune(*arguments)
+
+
+def test_threads_are_as_set_or_one_per_core(tiny, monkeypatch):
+    given = []
+    for kind in ("intra", "inter"):
+        monkeypatch.setattr(tf.config.threading, f"set_{kind}_op_parallelism_threads", given.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    assert loop.set_up(tiny) == 1
+    assert loop.set_up(tiny.model_copy(update={"threads": None})) == 3
+    assert given == [1, 1, 3, 3]
