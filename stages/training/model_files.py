@@ -47,6 +47,10 @@ def _without_accidents(name: str, content: bytes) -> bytes:
     if name == "metadata.json":
         return json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
     if name == "config.json":
-        for number, address in enumerate(dict.fromkeys(re.findall(rb'"shared_object_id": (\d+)', content))):
-            content = content.replace(b'"shared_object_id": %b' % address, b'"shared_object_id": %d' % number)
+        number: dict[bytes, int] = {}
+        return re.sub(
+            rb'("shared_object_id": )(\d+)',
+            lambda found: found[1] + b"%d" % number.setdefault(found[2], len(number)),
+            content,
+        )
     return content

@@ -73,7 +73,7 @@ def weight(model: keras.Sequential) -> str:
     text = f"network: {count:,} weights, {4 * count / 1e6:,.1f} MB a model"
     if count > LARGE:
         height, width, _ = model.input_shape[1:]
-        text += f", most of them because images are {height}x{width}: 32 to 96 pixels suit this network"
+        text += f", many for images of {height}x{width}: 32 to 96 pixels and fewer model.dense_units make it smaller"
     return text
 
 
