@@ -6,9 +6,10 @@ The argument names the stage and with it the section of ``params.yaml``, the mod
 import sys
 
 from stages import settings
-from stages.shared.errors import UserError, program
+from stages.shared.errors import UserError
 from stages.shared.files import MODELS
 from stages.shared.halves import read_half
+from stages.shared.program import program
 from stages.training import loop, model_files, network, record
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 from stages import settings
 from stages.images import pointer, source
 from stages.images.split import split
-from stages.shared.errors import program
 from stages.shared.halves import PARTS, Half, write_half
+from stages.shared.program import program
 
 
 def class_counts(half: Half) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """Train the network on the source classes: ``python -m stages.pretrain``."""
 
 from stages import settings
-from stages.shared.errors import program
 from stages.shared.halves import read_half
+from stages.shared.program import program
 from stages.training import loop, network, record
 
 STAGE = "pretrain"

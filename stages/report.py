@@ -8,8 +8,9 @@ import sys
 
 from stages import settings
 from stages.reporting import figures, page, results
-from stages.shared.errors import UserError, program
+from stages.shared.errors import UserError
 from stages.shared.files import REPORTS, write_whole
+from stages.shared.program import program
 
 
 def write_figures(found: results.Results) -> None:

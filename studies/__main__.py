@@ -8,7 +8,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from stages.shared.errors import UserError, program
+from stages.shared.errors import UserError
+from stages.shared.program import program
 from studies import analysis, page, plan, queue
 
 

@@ -20,6 +20,9 @@ def set_up() -> None:
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         # PR_SET_PDEATHSIG: a stage that outlives a killed `dvc` would write among the outputs of the next run.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    from stages.shared import inputs  # needs packages
+
+    inputs.note()
     try:
         tempfile.gettempdir()  # TensorFlow needs it
     except OSError as error:

@@ -1,0 +1,38 @@
+"""How a program ends: with one line if something is wrong, and only if its inputs are still what it has read."""
+
+import functools
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+from pathlib import Path
+
+from stages.shared.errors import UserError
+from stages.shared.inputs import check_unchanged
+
+
+def program(main: Callable[[], None]) -> Callable[[], None]:
+    """Make `main` end with one line on standard error and exit code 1 if the user can mend the problem."""
+
+    @functools.wraps(main)
+    def wrapped() -> None:
+        if main.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None:
+            name = Path(sys.argv[0]).stem
+            sys.exit(f"error: started by its path; run `python -m stages.{name}` in the repository's folder")
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
+        try:
+            main()
+            check_unchanged()
+        except UserError as error:
+            # touch: `dvc exp run -S` can leave size and second as they were, and Git trusts these.
+            refused = str(error).startswith("params.yaml: ") and Path("params.yaml").exists()
+            undo = "; to undo: touch params.yaml && git checkout params.yaml" if refused else ""
+            sys.exit(f"error: {error}{undo}")
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except OSError as error:  # a full disk, a folder that cannot be written
+            if error.strerror is None:
+                raise
+            sys.exit(f"error: {error.filename or 'writing a file'}: {error.strerror}")
+
+    return wrapped
