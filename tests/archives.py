@@ -17,7 +17,6 @@ from stages.shared.errors import UserError
 TRAIN, TEST, CLASSES = 6, 4, 3
 HEADER = {"descr": "|u1", "fortran_order": False, "shape": (TRAIN, 5, 4, 3)}  # of x_train
 
-
 RNG = np.random.default_rng(3)
 ARRAYS = {  # a dataset in which height, width and channels differ, as do all images
     "x_train": RNG.integers(0, 256, HEADER["shape"], dtype=np.uint8),

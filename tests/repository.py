@@ -5,15 +5,20 @@ It takes code from the folder that the tests run in, and nothing else: not what 
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from stages.settings import Settings
+from tiny import tiny_arrays
 
+REPRO = (sys.executable, "-m", "dvc", "repro")
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (
     "dvc.yaml", "stages", "studies", "benchmarks", "Makefile", "README.md", "docs", ".gitignore", ".dvcignore",
@@ -22,16 +27,9 @@ CODE = (
 )  # fmt: skip
 
 
-def tiny_arrays(seed: int = 0, per_class: int = 24) -> dict[str, np.ndarray]:
-    """Images 12x12x3 whose brightness tells their class, as a dataset's arrays."""
-    rng = np.random.default_rng(seed)
-    arrays = {"class_names": np.array(["dark", "dim", "bright", "white"])}
-    for part, count in (("train", per_class), ("test", per_class // 2)):
-        y = rng.permutation(np.repeat(np.arange(4), count)).astype(np.uint8)
-        noise = rng.integers(0, 60, (len(y), 12, 12, 3))
-        arrays[f"x_{part}"] = (noise + 60 * y[:, None, None, None]).astype(np.uint8)
-        arrays[f"y_{part}"] = y
-    return arrays
+# What has the same bytes whenever the inputs have.
+RESULTS = ("data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/record/*",
+           "reports/figures/*")  # fmt: skip
 
 
 def default_params() -> dict:
@@ -109,6 +107,18 @@ class Repository:
         """Run a `dvc` command and return all that it prints."""
         return self.run(sys.executable, "-m", "dvc", *arguments, check=check).stdout
 
+    def start(self, *command: str, **environment: str) -> tuple[subprocess.Popen, Path]:
+        """Start a command here in a process group of its own; returns it and the file that gets what it prints."""
+        log = Path(tempfile.mkstemp(prefix="log", dir=self.path.parent)[1])
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, cwd=self.path, env=self.environment | environment, stdin=subprocess.DEVNULL, stdout=file,
+                stderr=file, start_new_session=True,
+                # What a shell starts in the background ignores Ctrl-C, and passes that on.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
+        return process, log
+
     def commit(self, message: str) -> None:
         """Commit everything that is not ignored."""
         self.run("git", "add", "-A")
@@ -118,6 +128,13 @@ class Repository:
         """The content of the files that match, by path."""
         paths = sorted(path for pattern in patterns for path in self.path.glob(pattern) if path.name[0] != ".")
         return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in paths}
+
+
+def wait_for(text: str, process: subprocess.Popen, log: Path) -> None:
+    """Wait until a process that was started has printed a text."""
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
 
 
 def outputs(stage: dict) -> list[str]:

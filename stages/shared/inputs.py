@@ -38,7 +38,8 @@ def check_unchanged() -> None:
 
 def _inputs() -> dict[str, Any]:
     """The files and settings that ``dvc.yaml`` names for the running stage, with hash or value."""
-    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][os.environ["DVC_STAGE"]]
+    name = os.environ["DVC_STAGE"]
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
     params = dict(leaves(yaml.safe_load(PARAMS.read_text())))
     paths = [Path(re.sub(r"\$\{(.+?)\}", lambda found: str(params[found[1]]), dep)) for dep in stage["deps"]]
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]

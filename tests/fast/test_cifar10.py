@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from archives import BATCHES, CLASS_NAMES, Call, batch_pickle, cifar_archive, images_and_labels, python2_pickle, refusal
+from archives import BATCHES, CLASS_NAMES, Call, batch_pickle, cifar_archive, images_and_labels, refusal
 from stages.images.cifar10 import read_cifar10
 
 GOOD = cifar_archive()
@@ -29,7 +29,6 @@ def test_archive_is_read_pixel_by_pixel(tmp_path):
     assert dataset.class_names == CLASS_NAMES
 
 
-@pytest.mark.parametrize("member", [BATCH, "test_batch"])
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -38,10 +37,10 @@ def test_archive_is_read_pixel_by_pixel(tmp_path):
         ("numpy.memmap", lambda trap: Call(np.memmap, str(trap), "u1", "w+", 0, 9)),
     ],
 )
-def test_batch_that_would_act_is_refused_and_does_not(tmp_path, refused, member, name, call):
+def test_batch_that_would_act_is_refused_and_does_not(tmp_path, refused, name, call):
     trap = tmp_path / "sprung"
-    batch = batch_pickle(member, batch_label=call(trap))
-    assert f"refused to load {name}" in refused(cifar_archive(**{member: batch}))
+    batch = batch_pickle(BATCH, batch_label=call(trap))
+    assert f"refused to load {name}" in refused(cifar_archive(data_batch_3=batch))
     assert not trap.exists()
     pickle.loads(batch, encoding="latin-1")
     assert trap.exists()  # the trap works
@@ -52,13 +51,9 @@ def test_batch_that_would_act_is_refused_and_does_not(tmp_path, refused, member,
     [
         (b"<html>not found</html>", "no CIFAR-10 archive: ReadError"),
         (GOOD[: len(GOOD) // 2], "no CIFAR-10 archive: "),
-        (cifar_archive(test_batch=None), "no CIFAR-10 archive: KeyError: 'test_batch'"),
         (cifar_archive(data_batch_3=None), "no CIFAR-10 archive: KeyError: 'data_batch_3'"),
         (cifar_archive(data_batch_3=batch_pickle(BATCH)[:-500]), "no CIFAR-10 archive: UnpicklingError"),
-        (cifar_archive(data_batch_3=python2_pickle([])), "no CIFAR-10 archive: TypeError"),
         ({"data": np.zeros((4, 1024), np.uint8)}, "no CIFAR-10 archive: ValueError"),
-        ({"data": np.zeros((3, 3072), np.uint8)}, "y_train: was int64 (20,), expected whole numbers (19,)"),
-        ({"data": Call(np.fromfile, "x")}, "no CIFAR-10 archive: UnpicklingError: refused to load numpy"),
         ({"labels": [10] * 4}, "label 10, expected less than"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

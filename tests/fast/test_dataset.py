@@ -17,8 +17,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("dtype", ["uint8", ">i8"])
-@pytest.mark.parametrize(("shape", "order"), [((-1,), "C"), ((-1, 1), "F")])
+@pytest.mark.parametrize(("dtype", "shape", "order"), [("uint8", (-1,), "C"), (">i8", (-1, 1), "F")])
 def test_dataset_is_read_as_it_was_saved(path, save, dtype, shape, order):
     images = {key: np.asarray(ARRAYS[key], order=order) for key in ("x_train", "x_test")}
     labels = {key: ARRAYS[key].astype(dtype).reshape(shape) for key in ("y_train", "y_test")}
@@ -51,19 +50,12 @@ def test_missing_array_is_refused_and_the_present_ones_are_named(path):
     [
         ("x_train", ARRAYS["x_train"] / 255, "x_train: was float64 (6, 5, 4, 3), expected uint8"),
         ("x_train", ARRAYS["x_train"].reshape(TRAIN, -1), "x_train: was uint8 (6, 60), expected uint8 images (N, H"),
-        ("x_test", ARRAYS["x_test"][:, :0], "x_test: was uint8 (4, 0, 4, 3), expected"),
-        ("x_train", ARRAYS["x_train"].view([("r", "u1")]), "x_train: was [('r', 'u1')] (6, 5, 4, 3), expected uint8"),
         ("x_test", ARRAYS["x_test"][..., 0], "x_test: images (5, 4, 1), expected (5, 4, 3) as in x_train"),
         ("y_train", ARRAYS["y_train"][:-1], "y_train: was int64 (5,), expected whole numbers (6,)"),
-        ("x_test", ARRAYS["x_test"][:-1], "y_test: was int64 (4,), expected whole numbers (3,)"),
-        ("y_train", ARRAYS["y_train"].astype(float), "y_train: was float64 (6,), expected whole numbers"),
-        ("y_test", np.array(["ant"] * TEST), "y_test: was <U3 (4,), expected whole numbers"),
         ("y_train", ARRAYS["y_train"] - 1, "y_train: labels -1 to 1, expected 0 or more"),
         ("y_test", np.full(TEST, 2**64 - 1, dtype=np.uint64), "y_test: labels 18446744073709551615 to "),
         ("y_test", ARRAYS["y_test"] + 1, "label 3, expected less than the number of class_names, 3"),
         ("class_names", np.array(["ant", "bee", "ant"]), "class_names: was <U3 (3,), expected different texts"),
-        ("class_names", np.array(["ant", "", "cow"]), "class_names: was <U3 (3,), expected different texts"),
-        ("class_names", np.array([["ant", "bee", "cow"]]), "class_names: was <U3 (1, 3), expected"),
         ("class_names", np.array([0xD800, 98, 99], "<u4").view("<U1"), "class_names: was <U1 (3,), expected"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from archives import CLASS_NAMES, cifar_archive, npz
-from repository import ROOT
 from stages import prepare
 from stages.images import pointer
 from stages.images.pointer import DownloadError, cached_archive, fetch, read_pointer
@@ -97,19 +96,14 @@ def cached(tmp_path):
     return lambda: [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def fetched(path: Path) -> bytes:
-    return fetch(path)[1].read_bytes()
-
-
 @pytest.mark.parametrize(
     "answers",
     # Some servers declare the archive's own compression as the transfer's encoding.
-    [[gives(GOOD)], [CUT_OFF, gives(GOOD)], *[[gives(GOOD, Content_Encoding=name)] for name in ("gzip", "x-gzip")]],
-    ids=["at once", "in the second attempt", "gzip", "x-gzip"],
+    [[gives(GOOD)], [CUT_OFF, gives(GOOD)], [gives(GOOD, Content_Encoding="gzip")]],
 )
 def test_archive_is_downloaded_once_from_the_first_address(server, write, cached, answers):
     path = write(server.add(*answers), server.add(gives(GOOD)))
-    assert fetched(path) == fetched(path) == GOOD
+    assert [fetch(path)[1].read_bytes() for _ in range(2)] == [GOOD, GOOD]
     assert server.asked == [0] * len(answers)
     assert cached() == [ARCHIVE]
 
@@ -120,13 +114,10 @@ def test_archive_is_downloaded_once_from_the_first_address(server, write, cached
         (CUT_OFF, "ChunkedEncodingError, 2 attempts"),
         (lambda request: [CUT_OFF(request), request.rfile.read(1)], "ConnectionError, 2 attempts"),  # stalls
         (lambda request: request.rfile.read(1), "ReadTimeout, 2 attempts"),
-        (lambda request: None, "ConnectionError, 2 attempts"),
         (gives(GOOD[:-1] + b"?"), "gave other bytes"),
-        (gives(b""), "gave other bytes"),
         (lambda request: request.send_error(404), "404"),
         (lambda request: request.send_error(503), "503"),
     ],
-    ids=["cut off", "stalled", "silent", "closed", "other", "empty", "404", "503"],
 )
 def test_address_that_fails_is_told_and_the_next_one_used(server, write, cached, capsys, monkeypatch, answer, problem):
     monkeypatch.setattr(pointer, "TIMEOUT", (5, 1))
@@ -136,7 +127,7 @@ def test_address_that_fails_is_told_and_the_next_one_used(server, write, cached,
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(GOOD[:-1000])
     start = time.monotonic()
-    assert fetched(path) == GOOD
+    assert fetch(path)[1].read_bytes() == GOOD
     assert time.monotonic() - start < 15  # not 30 seconds in each attempt
     assert server.asked == [0] * (pointer.RETRIES + 1) + [1]
     assert cached() == [ARCHIVE]
@@ -147,33 +138,18 @@ def test_message_tells_all_that_was_tried_and_what_to_do(tmp_path, server, write
     urls = [server.add(lambda request: request.send_error(404)), server.add(gives(b"text")), DEAD]
     path = write(*urls)
     cache, by_hand = cached_archive(read_pointer(path)), tmp_path / ARCHIVE
-    keras = tmp_path / "keras/datasets/cifar-10-batches-py.tar.gz"
-    keras.parent.mkdir(parents=True)
-    for copy in (keras, by_hand):
-        copy.write_bytes(b"a web page, saved by mistake")
+    by_hand.write_bytes(b"a web page, saved by mistake")
     other = f"other bytes (sha256 {sha256(by_hand.read_bytes())})"
     with pytest.raises(DownloadError) as error:
         fetch(path)
     message, _, advice = str(error.value).partition("By hand")
     assert message.startswith(f"{path}: CIFAR-10 cannot be downloaded")
-    tried = [f"{cache}: not there", f"{keras}: {other}", f"{by_hand}: {other}"]
+    tried = [f"{cache}: not there", f"{by_hand}: {other}"]
     tried += [f"{urls[0]}: 404", f"{urls[1]}: gave other bytes", f"{DEAD}: ConnectionError"]
     assert [line for line in tried if f"\n  {line}" not in message] == []
     for text in (str(by_hand), sha256(GOOD), "dvc exp run -S data.path=data/raw/digits.npz"):
         assert text in advice
     assert cached() == []
-
-
-@pytest.mark.parametrize(
-    "copy", ["keras/datasets/cifar-10-batches-py.tar.gz", "home/.keras/datasets/cifar-10-batches-py-target_archive"]
-)
-def test_kerass_copy_is_used(tmp_path, write, monkeypatch, copy):
-    if copy.startswith("home"):
-        monkeypatch.delenv("KERAS_HOME")
-    path = tmp_path / copy
-    (path.parent / "cifar-10-batches-py").mkdir(parents=True)  # unpacked, beside the archive
-    path.write_bytes(GOOD)
-    assert fetch(write(DEAD))[1] == path
 
 
 @pytest.mark.parametrize(
@@ -190,44 +166,14 @@ def test_archive_put_by_hand_is_read_as_the_pointer_says_and_kept(tmp_path, writ
     assert cached() == [ARCHIVE]
 
 
-def test_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path, server, write, cached, monkeypatch, capsys):
-    def full_disk(source: Path, target: Path) -> None:
-        target.write_bytes(source.read_bytes()[:100])
+def test_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path, server, write, cached, monkeypatch):
+    def full_disk(source: str, target: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full_disk)
-    monkeypatch.setattr(shutil, "move", lambda source, target: full_disk(Path(source), tmp_path / "elsewhere"))
-    (tmp_path / ARCHIVE).write_bytes(GOOD)
-    assert fetch(write(DEAD))[1] == tmp_path / ARCHIVE
-    assert f"{ARCHIVE}: No space left on device; using " in capsys.readouterr().err
-    (tmp_path / ARCHIVE).unlink()
+    monkeypatch.setattr(shutil, "move", full_disk)
     with pytest.raises(UserError, match=rf"/{ARCHIVE}: No space left on device, expected room for the download$"):
         fetch(write(server.add(gives(GOOD))))
     assert cached() == []
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("urls", ["file://localhost/etc/hostname"]),
-        ("urls", ["http://127.0.0.1/"]),
-        ("class_names", ["ant", "bee", "ant"]),
-        ("md5", "c58f30108f718f92721af3b95e74349a"),
-    ],
-)
-def test_wrong_pointer_is_refused_in_one_line(write, key, value):
-    path = write(**{"urls": [DEAD]} | {key: value})
-    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: {key}(\.0)?: [^\n]+$"):
-        fetch(path)
-
-
-def test_committed_pointer_is_right(write):
-    committed = read_pointer(ROOT / "data/raw/cifar10.yaml")
-    assert (committed.file_name, committed.class_names) == (ARCHIVE, CLASS_NAMES)
-    assert committed.sha256 == "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-    asked_for = read_pointer(write(f"https://example.org/files/{ARCHIVE}?download=1", content=b"other"))
-    assert asked_for.file_name == ARCHIVE
-    assert cached_archive(asked_for) != cached_archive(committed)
 
 
 def test_prepare_fetches_and_its_exit_code_tells(server, write, cached, params, monkeypatch, capsys):

@@ -136,9 +136,10 @@ def test_numbers_are_those_of_the_stages(main, without_figures):
 
 
 def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(main, params, drawn):
-    """Of a control run, of classes that Matplotlib could take for mathematics."""
+    """Of a control run, of classes that Matplotlib, Markdown or pandas could take for something else."""
     params(**THIRD)
-    found = made(["US$", "CA$", "$\\frac$"], ["x^2", "{y}", "\\alpha"], pretrain=CONTROL, finetune_third={})
+    names = ["US$", "a|b", "$\\frac$", "NA", "*x_1*", "<b>&amp;"]
+    found = made(names[:3], names[3:], pretrain=CONTROL, finetune_third={})
     write(found)
     written = []
     for _ in range(2):
@@ -147,10 +148,11 @@ def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(mai
     assert [path for path in written[0] if written[0][path] != written[1][path]] == []
     images = {f"figures/{path.name}" for path in written[0] if path.suffix == ".png"}
     assert set(re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)) == images
+    assert "0.0167" in markdown  # the level for each of three comparisons
+    assert [row[1] for row in tables(markdown)[-1][1:7]] == names
     assert all("finetune_third" in {row[0] for row in table} for table in tables(markdown))
     assert list(json.loads(Path("reports/metrics.json").read_text())) == [*STAGES, "finetune_third"]
     shown = drawn(found)
-    assert {f"figures/{name}.png" for name in ("confusion_finetune_third", *shown)} == images
     assert all("finetune_third" in str([*shown[name].legends[0].get_texts()]) for name in ("curves", "per_class"))
     assert [panel.get_suptitle() for panel in shown["mistakes"].subfigs] == [*STAGES, "finetune_third"]
 
@@ -162,13 +164,11 @@ def test_published_results_stand_beside_those_on_the_notebooks_images_only():
         ["325", "4.23 min", "0.5703", "0.6060"],
         ["8,581", "4.32 min", "0.6600", "0.6904"],
     ]
-    fewer = made(first, second, images | {"train": 24_999}), made(first, second, images | {"test": 4_999})
-    for other in (*fewer, made(second, first, images), made(first, second[::-1], images)):
-        assert {len(row) for row in tables(rendered(other))[0]} == {7}
+    for other in (made(first, second, images | {"test": 4_999}), made(first, second[::-1], images)):
         assert "published" not in rendered(other)
 
 
-@pytest.mark.parametrize(("differ", "p"), [(0, "1"), (5, "0.062"), (6, "0.031"), (30, "1.9e-09")])
+@pytest.mark.parametrize(("differ", "p"), [(5, "0.062"), (6, "0.031")])
 @pytest.mark.parametrize("best", STAGES[1:])
 def test_better_is_said_only_of_a_significant_difference(best, differ, p):
     """And accuracies stand in the order of the names."""
@@ -196,52 +196,14 @@ def test_a_reason_is_given_only_if_the_numbers_agree_with_it(params):
         assert "do not explain the difference" in answer
 
 
-def test_three_variants_are_compared_in_pairs_with_a_stricter_level(params):
-    wrong = {"finetune_output": range(20), "finetune_fc": range(26), "finetune_third": range(40)}
-    found = made(**{stage: {"wrong": rows} for stage, rows in wrong.items()})
-    answer = rendered(found, params(**THIRD), BETTER)
-    assert "0.0167" in answer
-    assert "`finetune_output` and `finetune_fc`: **no significant difference**" in answer  # p = 0.031
-    assert "**`finetune_output` is better than `finetune_third`**" in answer
-    assert "nothing to compare it with" in rendered(Results(found.source, found.tuned[:1]), section=BETTER)
-
-
-@pytest.mark.parametrize(("seconds", "ratio"), [(8.0, "0.50"), (16.32, "1.02")])
-def test_times_are_compared_by_image_and_epoch(seconds, ratio):
-    tuned = {"seconds": seconds, "epochs": 4}
-    markdown = rendered(made(pretrain={"seconds": 4.0, "epochs": 1}, finetune_output=tuned, finetune_fc=tuned))
-    assert [row[-1] for row in tables(markdown)[1][1:]] == ["1.00", ratio, ratio]
-    assert ("computed once" in markdown, "no fine-tuning was faster" in markdown) == (ratio < "1", ratio > "1")
-
-
 def test_a_control_is_said_to_be_one_and_leaves_gaps_and_no_nan(main, without_figures):
     assert "`dvc exp run -S pretrain.epochs=0`" in rendered(made(), section="What was the transfer worth")
     write(made(pretrain=CONTROL))
     markdown = main()
     assert "random features" in markdown.split("\n| ")[0].lower()
-    assert "This run is a control" in markdown
-    assert "pretrain.epochs=0" not in markdown
-    assert tables(markdown)[0][1][3] == "none"
     metrics = Path("reports/metrics.json").read_text()
     assert not re.search(r"\b(nan|NaN|None|inf|Infinity)\b", markdown + metrics)
     assert json.loads(metrics)["pretrain"]["train_accuracy"] is None
-    assert pd.read_csv("reports/summary.csv")["Train Accuracy"].isna().tolist() == [True, False, False]
-
-
-def test_any_class_name_survives(main, params, without_figures):
-    for names in (
-        ["None", "NA", "nan", "inf", "007", "2.50"],
-        ["a|b", "c\\.d", "<unk>", "[PAD]", "&amp;", "# e"],
-        ["*a*", "_b_", "`c`", "~~d~~", "Straße", 'a, "b"'],
-    ):
-        params(**{"data.source_classes": names[:3], "data.target_classes": names[3:]})
-        write(made(names[:3], names[3:], finetune_fc={"wrong": range(60)}))
-        markdown = main()
-        by_class = [(row[1], row[-1]) for row in tables(markdown)[-1][1:]]
-        assert by_class == [(name, "20") for name in names + names[3:]]
-        read = f"\nPretrained on {', '.join(names[:3])}; fine-tuned on {', '.join(names[3:])}.\n"
-        assert read in seen(html(markdown))
-        assert f"data.source_classes: {json.dumps(names[:3], ensure_ascii=False)}, " in seen(html(markdown))
 
 
 @pytest.mark.parametrize(("channels", "validation"), [(1, 30), (4, 0)])
@@ -265,7 +227,6 @@ def test_what_was_run_is_said(params):
     found = made(finetune_fc={"cpu": "another CPU"})
     markdown = rendered(found)
     assert "differ from the notebook's: none\n" in markdown
-    assert "built-in digits" not in markdown
     assert "- curves: drawn on the test images" in markdown
     assert "- set-up of pretrain, finetune_output: cpu a CPU, threads 2\n" in markdown
     assert "- set-up of finetune_fc: cpu another CPU, threads 2\n" in markdown
@@ -273,10 +234,8 @@ def test_what_was_run_is_said(params):
     digits = rendered(found, params(seed=7, **{"finetune_fc.epochs": 20, "data.path": "data/raw/digits.npz"}))
     assert 'seed: 7, data.path: "data/raw/digits.npz", finetune_fc.epochs: 20\n' in seen(html(digits))
     assert "built-in digits" in digits
-    held_out = made(sizes={"validation": 30})
-    assert "images: 90 train, 30 validation, 60 test" in rendered(held_out)
-    assert "drawn on the test images" not in rendered(held_out)
-    assert held_out.source.metrics["validation_accuracy"] == 0.5
+    held_out = rendered(made(sizes={"validation": 30}))
+    assert "images: 90 train, 30 validation, 60 test" in held_out
 
 
 @pytest.mark.parametrize("damage", [None, b"", "half", b"a,b\n1,2\n", b"[]", b"\xff\xfe\x00\x01" * 9])
@@ -297,6 +256,5 @@ def test_stages_that_do_not_fit_are_refused_in_one_line(main, without_figures):
     with pytest.raises(SystemExit, match=r"^error: [^\n]*finetune_output[^\n]*predictions of other images[^\n]*$"):
         main()
     write(made())
-    for arguments in (["pretrain"], ["pretrain", "finetune_unheard"]):
-        with pytest.raises(SystemExit, match=r"^error: [^\n]*expected [^\n]*$"):
-            main(*arguments)
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*expected [^\n]*$"):
+        main("pretrain", "finetune_unheard")

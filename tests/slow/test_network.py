@@ -25,13 +25,6 @@ def build(params, images):
     return lambda **changes: network.build((8, 8, 3), 5, params(**changes).model, images)
 
 
-def test_settings_choose_numbers_and_sizes_of_layers(build):
-    model = build(**{"model.conv_filters": [4], "model.dense_units": [7, 6, 5], "model.rescale": False})
-    shapes = {layer.name: layer.output.shape[1:] for layer in model.layers}
-    assert list(shapes) == ["conv1", *AFTER_CONVOLUTIONS[:-1], "fc3", "dropout4", "output"]
-    assert [shapes[name] for name in ("conv1", "fc1", "fc2", "fc3")] == [(6, 6, 4), (7,), (6,), (5,)]
-
-
 def test_rescaled_network_standardises_each_channel_of_raw_pixels(build, images):
     model = build(**{"model.rescale": True})
     standardised = keras.Sequential(model.layers[:1]).predict(images, verbose=0)
@@ -58,11 +51,7 @@ def test_weight_says_how_large_the_network_is_and_warns_if_large_images_are_why(
     ("dropout", "rescale", "trainable", "trunk"),
     [
         (0.2, False, ["fc2", "output"], ["conv1", "conv2", "pool"]),
-        (0.2, False, ["conv2", "output"], ["conv1"]),
-        (0.2, False, NAMES, None),
-        (0.2, True, ["output"], ["rescale", "conv1", "conv2", "pool"]),
         (0.2, True, NAMES, None),  # standardising alone is not worth the memory
-        (0.0, False, ["output"], NAMES[:-1]),
         (0.0, False, ["fc1", "output"], NAMES[:5]),
     ],
 )
@@ -79,29 +68,14 @@ def test_trunk_ends_before_the_first_trainable_or_random_layer(build, images, dr
     assert np.allclose(rest(first(images)), model(images), atol=1e-6)
 
 
-RANDOM = {
-    "dropout": lambda: layers.SpatialDropout2D(0.5),
-    "noise": lambda: layers.GaussianNoise(1.0),
-    "flip": lambda: layers.RandomFlip(),
-    "dropout in a model": lambda: keras.Sequential([layers.Activation("relu"), layers.Dropout(0.5)]),
-}
-
-
-@pytest.mark.parametrize("random", RANDOM)
-def test_random_layers_end_the_trunk_whatever_their_names(random, images):
-    inner = [layers.Conv2D(3, 3, name="dropout1"), layers.BatchNormalization(name="dropout2"), RANDOM[random]()]
+def test_random_layers_and_those_that_change_while_training_end_the_trunk_whatever_their_names(images):
+    random = keras.Sequential([layers.Activation("relu"), layers.GaussianNoise(1.0)])
+    inner = [layers.Conv2D(3, 3, name="dropout1"), layers.BatchNormalization(name="dropout2"), random]
     model = keras.Sequential([keras.Input((8, 8, 3)), *inner, layers.Flatten(), layers.Dense(5, name="last")])
     network.freeze_all_but(model, ["last"])
     trunk, rest = network.split_frozen(model)
     assert trunk.layers == inner[:2]
     assert np.array_equal(trunk(images, training=True), trunk(images, training=False))
     assert not np.array_equal(rest(trunk(images), training=True), rest(trunk(images), training=True))
-
-
-@pytest.mark.parametrize("own_weights", [True, False])
-def test_layers_that_change_while_training_end_the_trunk(own_weights):
-    normalise = layers.BatchNormalization(center=own_weights, scale=own_weights, name="normalise")
-    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(3, 3), normalise, layers.Dense(5, name="last")])
-    network.freeze_all_but(model, ["normalise", "last"])
-    trunk, _ = network.split_frozen(model)
-    assert trunk.layers == model.layers[:1]
+    network.freeze_all_but(model, ["dropout2", "last"])
+    assert network.split_frozen(model)[0].layers == inner[:1]

@@ -3,12 +3,13 @@
 import json
 import re
 import shlex
+import sys
 
 import pytest
 import yaml
 
 from counting import counted
-from repository import ROOT, Repository, stages_run, tiny_params
+from repository import RESULTS, ROOT, Repository, default_params, stages_run, tiny_params
 from stages.settings import leaves
 
 BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -19,11 +20,9 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory):
-    """A clone whose pipeline has run once, as after `make run`, with a Git remote to push to."""
+    """A clone after `make run` without a network, a Git identity and standard input; it has a Git remote to push to."""
     folder = tmp_path_factory.mktemp("readme")
-    params = tiny_params()
-    params["data"] |= {"path": "data/raw/digits.npz", "source_classes": [0, 1, 2, 3, 4]}
-    params["data"] |= {"target_classes": [5, 6, 7, 8, 9]}
+    params = tiny_params() | {"data": default_params()["data"]}
     for stage in ("pretrain", "finetune_output", "finetune_fc"):
         params[stage]["epochs"] = 1
     (folder / "origin").mkdir()
@@ -32,10 +31,20 @@ def repo(tmp_path_factory):
     origin.run("git", "remote", "add", "origin", "../bare.git")
     repo = origin.clone(folder / "clone")
     repo.run("git", "remote", "set-url", "origin", str(folder / "bare.git"))
+    repo.environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    (repo.path / ".venv").symlink_to(sys.prefix)
+    assert len(stages_run(on_the_digits(repo))) == 5
+    assert (repo.path / "reports/report.md").read_text().startswith("# Transfer learning on digits")
     repo.run("git", "config", "user.name", "A Reader")
     repo.run("git", "config", "user.email", "reader@example.org")
-    assert len(stages_run(repo.dvc("repro"))) == 5
     return repo
+
+
+def on_the_digits(repo: Repository) -> str:
+    """What `make run` prints, which says twice that these are the digits."""
+    output = repo.run("sh", "-c", "exec make -o .venv/ready run <&-").stdout
+    assert output.count("NOT CIFAR-10") == 2
+    return output
 
 
 def asked_for(command: str) -> set[str]:
@@ -70,6 +79,9 @@ def test_every_command_of_the_readme(repo, tmp_path):
             assert "finetune_fc.test_accuracy" in output
         if command.startswith("dvc exp apply"):
             assert yaml.safe_load((repo.path / "params.yaml").read_text())["pretrain"]["epochs"] == 0
+            in_a_copy = repo.bytes_of(*RESULTS)  # which is where --temp runs
+            assert stages_run(repo.dvc("repro", "--force", "--single-item", "finetune_fc")) == ["finetune_fc"]
+            assert repo.bytes_of(*RESULTS) == in_a_copy
         if command.startswith("touch params.yaml"):
             assert dict(leaves(yaml.safe_load((repo.path / "params.yaml").read_text()))) == baseline
             assert repo.run("git", "status", "--short").stdout == ""
@@ -78,6 +90,7 @@ def test_every_command_of_the_readme(repo, tmp_path):
     colleague.environment["HOME"] = repo.environment["HOME"]  # where README's remote is
     colleague.dvc("pull")
     assert stages_run(colleague.dvc("repro")) == []
+    assert colleague.bytes_of(*RESULTS) == repo.bytes_of(*RESULTS)
     colleague.run("git", "remote", "set-url", "origin", repo.run("git", "remote", "get-url", "origin").stdout.strip())
     colleague.dvc("exp", "pull", "origin", "shared")
     colleague.dvc("exp", "apply", "shared")
@@ -85,11 +98,21 @@ def test_every_command_of_the_readme(repo, tmp_path):
     assert "finetune_fc.epochs" in colleague.dvc("params", "diff")
 
 
-def test_a_refused_setting_is_undone_by_the_command_that_the_message_names(repo):
+def test_make_run_stays_on_the_digits_and_one_command_tries_cifar10_again(repo):
+    output = on_the_digits(repo)
+    assert stages_run(output) == []
+    back = ".venv/bin/dvc exp run -S data.path=data/raw/cifar10.yaml"
+    assert back in output
+    assert "CIFAR-10 cannot be downloaded" in repo.run(*back.split(), check=False).stdout  # it did try
+
+
+@pytest.mark.parametrize("changes", [["seed=-5"], ["data.target_classes=[]"], ["pretrain.epochs=3", "devices=many"]])
+def test_a_refused_setting_is_undone_by_the_command_that_the_message_names(repo, changes):
     repo.run("git", "reset", "-q", "--hard")
     before = (repo.path / "params.yaml").read_bytes()
-    for change in ("seed=-5", "seed=-1", "data.target_classes=[8,9,77]", "data.target_classes=[]"):
-        output = repo.dvc("exp", "run", "-S", change, check=False)
-        assert (repo.path / "params.yaml").read_bytes() != before
-        repo.run("bash", "-c", re.search(r"^error: params\.yaml: .*; to undo: (.*)$", output, re.M)[1])
-        assert (repo.path / "params.yaml").read_bytes() == before
+    output = repo.dvc("exp", "run", *(f"-S{change}" for change in changes), check=False)
+    assert "Epoch 1/" not in output
+    assert "Traceback" not in output
+    assert (repo.path / "params.yaml").read_bytes() != before
+    repo.run("bash", "-c", re.search(r"^error: params\.yaml: .*; to undo: (.*)$", output, re.M)[1])
+    assert (repo.path / "params.yaml").read_bytes() == before

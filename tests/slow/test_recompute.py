@@ -41,14 +41,6 @@ def test_the_page_is_made_from_the_code():
     assert (ROOT / "docs/settings.md").read_text() == DOCS["page"](), "run `make docs`"
 
 
-def test_the_printed_defaults_are_the_defaults():
-    assert yaml.safe_load("\n".join(DOCS["params"](Settings(), set()))) == Settings().model_dump()
-
-
-def test_nothing_changed(repo):
-    assert stages_that_would_run(repo) == []
-
-
 @pytest.mark.parametrize("key", Settings().by_key())
 def test_setting(repo, key):
     path = repo.path / "params.yaml"

@@ -1,10 +1,7 @@
 """Training: batches, what is computed once, the loop and its refusals, and the record of what came out."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import keras
 import numpy as np
@@ -12,17 +9,13 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from repository import ROOT
 from stages import finetune, prepare, pretrain
-from stages.settings import Recipe
 from stages.shared.errors import UserError
 from stages.shared.files import MODELS, read_sealed
 from stages.shared.halves import read_half
-from stages.training import batches, features, loop, model_files, network, record
+from stages.training import features, loop, model_files, network, record
 
 pytestmark = pytest.mark.usefixtures("set_up")
-COLUMNS = ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
-NO_EPOCHS = pd.DataFrame(columns=COLUMNS)
 IN_MEMORY, IN_A_FILE = 10**9, 0  # bytes of features that may be held
 
 
@@ -37,8 +30,8 @@ def halves(tiny):
 def run_finetune(monkeypatch):
     """``python -m stages.finetune <stage>``, in this process."""
 
-    def run(*stage):
-        monkeypatch.setattr(sys, "argv", ["finetune", *stage])
+    def run(stage):
+        monkeypatch.setattr(sys, "argv", ["finetune", stage])
         finetune.main()
 
     return run
@@ -54,35 +47,14 @@ def trained(settings, half):
     return model, loop.fit(model, half, settings.pretrain, "pretrain")[0]
 
 
-def write(model, half, history=NO_EPOCHS):
+def write(model, half):
     """Write what `pretrain` leaves behind."""
-    record.write("pretrain", model, half, history, seconds=1.5, threads=1)
+    record.write("pretrain", model, half, pd.DataFrame(columns=["epoch"]), seconds=1.5, threads=1)
 
 
 def weights(stage):
     layers = [layer for layer in model_files.load(MODELS / f"{stage}.keras").layers if layer.weights]
     return {layer.name: layer.get_weights() for layer in layers}
-
-
-def equal(first, second):
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_batches_are_those_that_keras_makes_of_arrays(tiny, halves, set_up):
-    train, test, size, learned = halves["source"].train, halves["source"].test, 16, []
-    assert len(train.y) % size  # so that the last batch is not full
-    arrays = {"x": train.x, "y": train.y, "batch_size": size, "validation_data": (test.x, test.y)}
-    ours = {
-        "x": batches.batches(train.x, train.y, size, shuffle=True),
-        "validation_data": batches.batches(test.x, test.y, size, shuffle=False),
-    }
-    for data in (arrays, ours):
-        set_up()
-        model = build(tiny, halves["source"])
-        model.compile("rmsprop", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-        learned.append((model.fit(**data, shuffle=data is arrays, epochs=3, verbose=0).history, model.get_weights()))
-    assert learned[0][0] == learned[1][0]
-    assert equal(learned[0][1], learned[1][1])
 
 
 @pytest.mark.parametrize(
@@ -146,46 +118,6 @@ def test_new_head_is_drawn_for_the_target_classes(params, tiny_dataset, run_fine
     assert set(actual) == set(tiny_dataset["class_names"][[9, 5, 7]])
 
 
-def test_same_seed_writes_the_same_files_and_another_seed_other_weights(params, halves, run_finetune):
-    def written():
-        paths = [path for folder in ("models", "reports") for path in Path(folder).rglob("*.*")]
-        return {str(path): path.read_bytes() for path in paths if path.parent.name != "timing"}
-
-    params(**{"pretrain.epochs": 1, "finetune_fc.epochs": 1, "finetune_fc.head": "reset"})
-    pretrain.main()
-    run_finetune("finetune_fc")
-    here, drawn = written(), weights("pretrain")
-    assert len(here) == 8  # model, history, predictions and record of two stages
-    for path in here:
-        Path(path).unlink()
-    code = "from stages import finetune, pretrain; pretrain.main(); finetune.main()"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}  # and other addresses
-    subprocess.run([sys.executable, "-c", code, "finetune_fc"], env=environment, check=True, capture_output=True)
-    assert {path for path, content in written().items() if content == here[path]} == set(here)
-    params(seed=2)
-    pretrain.main()
-    assert not any(np.array_equal(kernel, drawn[layer][0]) for layer, (kernel, _) in weights("pretrain").items())
-
-
-def test_history_has_a_row_for_each_epoch_and_is_written_as_plain_csv(tiny, halves):
-    model, history = trained(tiny, halves["source"])
-    assert list(history.columns) == COLUMNS
-    assert history["epoch"].tolist() == [0, 1, 2]
-    write(model, halves["source"], history)
-    rows = [f"{epoch},{','.join(map(repr, values))}\n" for epoch, *values in history.itertuples(index=False)]
-    assert Path("reports/history/pretrain.csv").read_bytes() == "".join([",".join(COLUMNS) + "\n", *rows]).encode()
-
-
-def test_no_epochs_leave_random_features_and_an_empty_history(params, halves, set_up):
-    settings = params(**{"pretrain.epochs": 0})
-    set_up()
-    untrained = build(settings, halves["source"]).get_weights()
-    pretrain.main()
-    assert Path("reports/history/pretrain.csv").read_bytes() == ",".join(COLUMNS).encode() + b"\n"
-    assert equal(model_files.load(MODELS / "pretrain.keras").get_weights(), untrained)
-    assert read_sealed(Path("reports/timing/pretrain.json")) == {"train_seconds": 0.0}
-
-
 def test_loss_that_is_not_a_number_is_refused_in_one_line(params, halves):
     params(**{"pretrain.learning_rate": 1e30, "pretrain.optimizer": "sgd"})
     with pytest.raises(SystemExit, match=r"^error: pretrain: .* epoch 1 of 3.* pretrain\.learning_rate [^\n]*$"):
@@ -207,16 +139,6 @@ def test_predictions_that_are_not_numbers_are_refused_in_one_line(tiny, halves):
     with pytest.raises(UserError, match=r"^[^\n]*pretrain\.learning_rate[^\n]*$"):
         write(model, halves["source"])
     assert not Path("reports/record/pretrain.json").exists()
-
-
-@pytest.mark.parametrize("name", get_args(Recipe.model_fields["optimizer"].annotation))
-def test_optimizer_has_kerass_defaults_and_the_learning_rate(params, halves, name):
-    settings = params(**{"model.rescale": False, "pretrain.optimizer": name, "pretrain.learning_rate": 1e-4})
-    model, _ = trained(settings, halves["source"])  # trains all layers, so that it compiles `model`
-    theirs = keras.optimizers.get(name)
-    theirs.learning_rate = 1e-4
-    assert type(model.optimizer) is type(theirs)
-    assert model.optimizer.get_config() | {"name": ""} == theirs.get_config() | {"name": ""}
 
 
 @pytest.mark.parametrize(("epochs", "batch_size", "steps"), [(5, 16, 35), (1, 64, 2)])
@@ -247,7 +169,6 @@ def test_predictions_and_record_are_what_keras_evaluates(tiny, halves, overconfi
     assert kept["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert kept["test_loss"] == pytest.approx(loss, rel=1e-4)
     assert (kept["set_up"]["threads"], kept["set_up"]["tensorflow"]) == (1, tf.__version__)
-    assert kept["set_up"]["instruction_set"]
     assert read_sealed(Path("reports/timing/pretrain.json")) == {"train_seconds": 1.5}
     expected, table = saved.predict(half.test.x, verbose=0), pd.read_csv("reports/predictions/pretrain.csv")
     assert list(table.columns) == ["actual", "predicted", "probability"]
@@ -267,17 +188,11 @@ def test_curves_are_drawn_on_validation_images_if_there_are_some(params, tiny):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "expected one argument"),
-        (["finetune_unheard"], "params.yaml: finetune_unheard: missing"),
-        (["pretrain"], "params.yaml: pretrain: missing"),
-        (["finetune_fc"], "models/pretrain.keras: "),  # which nothing has written
-    ],
+    ("stage", "says"), [("pretrain", "params.yaml: pretrain: missing"), ("finetune_fc", "models/pretrain.keras: ")]
 )
-def test_unknown_stage_or_missing_model_is_refused_in_one_line(halves, run_finetune, arguments, says):
+def test_unknown_stage_or_missing_model_is_refused_in_one_line(halves, run_finetune, stage, says):
     with pytest.raises(SystemExit, match=rf"^error: {says}[^\n]*$"):
-        run_finetune(*arguments)
+        run_finetune(stage)
 
 
 def test_threads_are_as_set_or_one_per_core(tiny, monkeypatch):
