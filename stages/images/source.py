@@ -1,12 +1,15 @@
 """Find and read the dataset that ``data.path`` names."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from stages.images.cifar10 import read_cifar10
 from stages.images.dataset import Dataset, read_dataset
 from stages.images.pointer import Pointer, fetch
 from stages.shared.errors import UserError
+
+READERS: dict[str, Callable[[Path, list[str]], Dataset]] = {"cifar10-python": read_cifar10, "npz": read_dataset}
 
 
 def find(path: Path) -> tuple[Pointer | None, Path]:
@@ -32,8 +35,7 @@ def load(path: Path) -> tuple[str, Dataset]:
     pointer, file = find(path)
     if pointer is None:
         return path.stem, read_dataset(file)
-    read = read_dataset if pointer.format == "npz" else read_cifar10
-    return pointer.name, read(file, pointer.class_names)
+    return pointer.name, READERS[pointer.format](file, pointer.class_names)
 
 
 def _untracked(path: Path) -> bool:

@@ -66,7 +66,7 @@ def test_no_other_file_keeps_a_list_of_optimizers():
         ("data.target_classes", [], "at least 2"),
         ("pretrain.learning_rate", math.inf, "finite"),
         ("finetune_further.epochs", 0, "greater than or equal to 1"),
-        ("finetune_further.optimizer", "adamw", "'rmsprop'"),
+        ("finetune_further.optimizer", "adma", "'rmsprop'"),
     ],
 )
 def test_wrong_type_or_range_is_refused(key, value, expected):
