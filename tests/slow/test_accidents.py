@@ -245,3 +245,15 @@ def test_an_output_truncated_by_hand_is_restored(repo, reference, file):
     os.truncate(repo.path / file, 1000)
     assert stages_run(repo.dvc("repro")) == []
     assert repo.bytes_of(*RESULTS) == reference
+
+
+@pytest.mark.parametrize("file", ["dvc.lock", ".dvc/tmp/rwlock"])
+def test_a_half_written_file_of_dvcs_own_is_named_and_removing_it_heals(repo, reference, file):
+    path = repo.path / file
+    path.write_bytes(path.read_bytes()[:1])
+    output = repo.dvc("repro", check=False)
+    assert file in output
+    assert stages_run(output) == []
+    path.unlink()
+    assert set(stages_run(repo.dvc("repro"))) <= {"report"}
+    assert repo.bytes_of(*RESULTS) == reference
