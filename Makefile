@@ -60,7 +60,7 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/fast
 
 docs: $(READY)
-	$(BIN)/python docs/make_settings.py
+	$(BIN)/python -m docs.make_settings
 
 PLAN ?= studies/digits.yaml
 study: $(READY)

@@ -1,4 +1,4 @@
-"""Write ``settings.md`` beside this file from the schema and ``dvc.yaml``: ``python docs/make_settings.py``.
+"""Write ``settings.md`` beside this file from the schema and ``dvc.yaml``: ``python -m docs.make_settings``.
 
 With ``--params`` print ``params.yaml`` with every default and its help instead.
 """
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from stages.settings import Settings
+from stages.shared.inputs import names_setting
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/settings.md"
@@ -26,7 +27,7 @@ TEXT = """# Settings
 All of `params.yaml`, made by `make docs` from `stages/settings.py` and `dvc.yaml`. To change one setting for one run,
 type `dvc exp run -S finetune_fc.epochs=3`; give `-S` as often as you like. Quote lists:
 `-S 'finetune_fc.trainable=[fc1,fc2,output]'`. With `--queue`, `-S 'seed=range(1,7)'` or `-S 'seed=1,2'` queues one run
-for each value. `python docs/make_settings.py --params > params.yaml` brings every default back.
+for each value. `python -m docs.make_settings --params > params.yaml` brings every default back.
 
 {settings}
 
@@ -62,11 +63,6 @@ It needs no Python. For a variant called `finetune_all`:
 def code() -> list[str]:
     """The folders and files of code that stages name."""
     return sorted({dep for stage in PIPELINE.values() for dep in stage["deps"] if dep.startswith("stages/")})
-
-
-def reads_setting(stage: dict, key: str) -> bool:
-    """Whether a stage names a setting's section, or all of ``params.yaml``."""
-    return any(isinstance(named, dict) or f"{key}.".startswith(f"{named}.") for named in stage["params"])
 
 
 def outputs(stage: dict) -> set[str]:
@@ -121,7 +117,7 @@ def rows(section: BaseModel, prefix: str = "") -> list[dict]:
         else:
             allowed = "; ".join([described(field.annotation), *bounds(field.metadata)])
             row = {"setting": f"`{key}`", "allowed": allowed, "default": f"`{json.dumps(default)}`"}
-            readers = [stage for stage, entry in PIPELINE.items() if reads_setting(entry, key)]
+            readers = [stage for stage, entry in PIPELINE.items() if names_setting(entry, key)]
             found.append(row | {"meaning": field.description} | columns(readers))
     return found
 

@@ -195,7 +195,8 @@ def load(path: Path = PARAMS) -> Settings:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path}: {problems(error)}") from None
+    given = dict(leaves(raw))
     for key, value in settings.by_key().items():
-        if key not in dict(leaves(raw)):
+        if key not in given:
             raise UserError(f"{path}: {key}: missing, expected a value; the default is {json.dumps(value)}")
     return settings

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from counting import counted
-from repository import default_params
 from stages import settings
 from stages.settings import Settings
 from tiny import TINY, tiny_arrays
@@ -40,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with the default settings."""
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(default_params(), sort_keys=False))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(Settings().model_dump(), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

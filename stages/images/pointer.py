@@ -70,8 +70,8 @@ def fetch(path: Path) -> tuple[Pointer, Path]:
     for copy in (cached, *_keras_copies(pointer), by_hand):
         if not copy.is_file():
             tried.append(f"{copy}: not there")
-        elif pooch.file_hash(str(copy)) != pointer.sha256:
-            tried.append(f"{copy}: other bytes (sha256 {pooch.file_hash(str(copy))})")
+        elif (found := pooch.file_hash(str(copy))) != pointer.sha256:
+            tried.append(f"{copy}: other bytes (sha256 {found})")
         else:
             return pointer, _keep(copy, cached) if copy == by_hand else copy
     for url in pointer.urls:

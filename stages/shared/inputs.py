@@ -38,8 +38,8 @@ def check_unchanged() -> None:
 
 def _inputs() -> dict[str, Any]:
     """The files and settings that ``dvc.yaml`` names for the running stage, with hash or value."""
-    name = os.environ["DVC_STAGE"]
-    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
+    running = os.environ["DVC_STAGE"]
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][running]
     params = dict(leaves(yaml.safe_load(PARAMS.read_text())))
     paths = [Path(re.sub(r"\$\{(.+?)\}", lambda found: str(params[found[1]]), dep)) for dep in stage["deps"]]
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
@@ -48,9 +48,12 @@ def _inputs() -> dict[str, Any]:
         for file in files
         if file.is_file() and "__pycache__" not in file.parts and file.name[0] != "."
     }
-    everything = any(isinstance(name, dict) for name in stage["params"])
-    named = [key for key in params if everything or any(f"{key}.".startswith(f"{name}.") for name in stage["params"])]
-    return found | {f"{key} in {PARAMS}": params[key] for key in named}
+    return found | {f"{key} in {PARAMS}": value for key, value in params.items() if names_setting(stage, key)}
+
+
+def names_setting(stage: dict, key: str) -> bool:
+    """Whether a stage of ``dvc.yaml`` names a setting, by itself, by its section, or with all of ``params.yaml``."""
+    return any(isinstance(named, dict) or f"{key}.".startswith(f"{named}.") for named in stage["params"])
 
 
 @functools.cache  # a file whose size and time are the same is not read again

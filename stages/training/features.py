@@ -31,6 +31,9 @@ def _empty(shape: tuple[int, ...], memory: int) -> np.ndarray:
     if size <= memory:
         return np.frombuffer(mmap.mmap(-1, size), dtype=np.float32).reshape(shape)
     with tempfile.TemporaryFile(dir=MODELS) as file:  # /tmp may be memory itself
-        # Room is taken at once: a disk that fills up later would kill the process.
-        getattr(os, "posix_fallocate", lambda number, _, size: os.truncate(number, size))(file.fileno(), 0, size)
+        # Room is taken at once if the system can: a disk that fills up later would kill the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
         return np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.float32).reshape(shape)

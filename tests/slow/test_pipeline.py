@@ -8,9 +8,9 @@ import sys
 import pytest
 import yaml
 
-from repository import RESULTS, Repository, stages_run, tiny_params
+from repository import RESULTS, ROOT, Repository, stages_run, tiny_params
 
-STAGES = ["prepare", "pretrain", "finetune_output", "finetune_fc", "report"]
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 
 
 @pytest.fixture(scope="module")
