@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from stages.shared.errors import UserError, one_line
+from stages.shared.errors import UserError, one_line, shown
 
 PARAMS = Path("params.yaml")
+LARGEST_YAML = 100_000  # bytes
+MOST_PROBLEMS = 5  # told at once
 
 
 def _number(value: Any) -> Any:
@@ -121,9 +123,9 @@ class Settings(Section):
                 wanted = f"expected a multiple of devices, {self.devices}"
                 raise ValueError(f"{name}.batch_size: was {recipe.batch_size}, {wanted}")
         for name, recipe in self.finetune_stages.items():
-            was = f"{name}.trainable: was {recipe.trainable}, expected"
+            was = f"{name}.trainable: was {shown(recipe.trainable)}, expected"
             if set(recipe.trainable) - set(layers) or len(set(recipe.trainable)) < len(recipe.trainable):
-                raise ValueError(f"{was} some of {layers}, each once")
+                raise ValueError(f"{was} some of {shown(layers)}, each once")
             if recipe.head == "reset" and "output" not in recipe.trainable:
                 raise ValueError(f"{was} 'output' in it: head is 'reset'")
             if recipe.head == "keep" and len(self.data.source_classes) != len(self.data.target_classes):
@@ -160,7 +162,8 @@ def leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def problems(error: ValidationError, see: str = "docs/settings.md") -> str:
     """All that pydantic found, in one line: key, what it was, what was expected; `see` says which keys there are."""
     found = []
-    for e in error.errors():
+    errors = error.errors()
+    for e in errors[:MOST_PROBLEMS]:
         key = ".".join(str(part) for part in e["loc"] if not str(part).startswith(("constrained-", "function-")))
         key = key.removesuffix(".int").removesuffix(".str") or "the file"
         message = re.sub("^(Input|String|List) should (be|have)", "expected", e["msg"].removeprefix("Value error, "))
@@ -171,14 +174,29 @@ def problems(error: ValidationError, see: str = "docs/settings.md") -> str:
         elif e["type"] in ("missing", "extra_forbidden"):
             found.append(f"{key}: {'missing' if e['type'] == 'missing' else 'unknown key'}; see {see}")
         else:
-            found.append(f"{key}: was {e['input']!r}, {message}")
-    return one_line("; ".join(found))
+            found.append(f"{key}: was {shown(e['input'])}, {message}")
+    more = len(errors) - len(found)
+    return one_line("; ".join([*found, f"and {more} more"] if more else found))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases, of which a few lines can hold more than any memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"line {line}: an alias (*), expected plain values")
+        return super().compose_node(parent, index)
 
 
 def read_yaml(path: Path, expected: str) -> Any:
-    """What a YAML file holds; raises `UserError` with one line if it is missing or not YAML."""
+    """What a small YAML file holds; raises `UserError` with one line if it is missing, large, or not plain YAML."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file, expected {expected}")
+        if (size := path.stat().st_size) > LARGEST_YAML:
+            raise UserError(f"{path}: {size} bytes, expected {expected}: at most {LARGEST_YAML} bytes")
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected {expected}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such date or number

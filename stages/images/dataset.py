@@ -1,15 +1,18 @@
 """A dataset of images and labels, and the checks that make one of the arrays in a file."""
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from stages.shared.errors import UserError
+from stages.shared.errors import UserError, shown
 from stages.shared.npz import Header, read_npz
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MOST_CLASSES = 100_000
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn what follows around
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,23 @@ def _class_names(path: Path, names: np.ndarray | None, largest: int) -> list[str
         return [str(label) for label in range(largest + 1)]
     try:
         texts = names.tolist()
-        fits = len({text.encode() for text in texts} - {b""}) == len(texts)
+        problem = problem_of_names(texts)
     except (ValueError, SystemError):  # numbers that are not characters
-        fits = False
-    if not fits:
-        raise UserError(f"{path}: class_names: was {names.dtype} {names.shape}, expected different texts (classes,)")
+        problem = f"was {names.dtype} {names.shape}, expected different texts (classes,)"
+    if problem:
+        raise UserError(f"{path}: class_names: {problem}")
     if largest >= len(texts):
         raise UserError(f"{path}: label {largest}, expected less than the number of class_names, {len(texts)}")
     return texts
+
+
+def problem_of_names(names: list[str]) -> str | None:
+    """What keeps class names from being shown in tables, pages and terminals, or None."""
+    if len(set(names) - {""}) < len(names):
+        return f"was {shown(names)}, expected different texts"
+    for name in names:
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDIRECTIONAL for c in name):
+            return f"was {shown(name)}, expected no control characters"
+        if re.search(r"<[a-zA-Z/!?]", name):  # `dvc plots` does not escape it
+            return f"was {shown(name)}, expected no tag: it would become part of the page of `dvc plots`"
+    return None

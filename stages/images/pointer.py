@@ -1,21 +1,29 @@
 """A pointer: a small YAML file that names an archive, its hash and where to download it."""
 
 import os
+import re
 import shutil
+import signal
 import sys
+import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import pooch
 import requests
+import urllib3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from tqdm import tqdm
 
+from stages.images.dataset import problem_of_names
 from stages.settings import problems, read_yaml
 from stages.shared.errors import UserError
 
 TIMEOUT = (10, 30)  # seconds to connect; seconds without a byte
+DEADLINE = 7200  # seconds for all addresses together
 RETRIES = 1  # of each address
 
 
@@ -27,14 +35,27 @@ class Pointer(BaseModel):
     urls: list[Annotated[str, Field(pattern=r"^https?://[^\s/]+/[^\s?#]*[^\s/?#](\?\S*)?$")]] = Field(min_length=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     format: Literal["cifar10-python", "npz"]
-    class_names: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2)
+    class_names: list[str] = Field(min_length=2)
+    size: int = Field(10**10, ge=1)  # bytes at most
 
     @field_validator("class_names")
     @classmethod
-    def _different(cls, names: list[str]) -> list[str]:
-        if len(set(names)) < len(names):
-            raise ValueError(f"was {names}, expected each name once")
+    def _can_be_shown(cls, names: list[str]) -> list[str]:
+        if problem := problem_of_names(names):
+            raise ValueError(problem)
         return names
+
+    @field_validator("urls")
+    @classmethod
+    def _have_a_file_name(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            try:
+                name = urlsplit(url).path.rsplit("/", 1)[-1]
+            except ValueError:
+                name = ""
+            if name in ("", ".", ".."):
+                raise ValueError(f"was {url!r}, expected http://host/.../file")
+        return urls
 
     @property
     def file_name(self) -> str:
@@ -52,7 +73,12 @@ def read_pointer(path: Path) -> Pointer:
     try:
         return Pointer.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: {problems(error, 'data/raw/cifar10.yaml')}") from None
+        raise UserError(f"{path}: {masked(problems(error, 'data/raw/cifar10.yaml'))}") from None
+
+
+def masked(text: str) -> str:
+    """The text without the passwords and tokens of the addresses in it."""
+    return re.sub(r"(https?://[^\s?'\"]*\?)[^\s'\"]*", r"\1***", re.sub(r"//[^\s/?'\"]*@", "//***@", text))
 
 
 def cached_archive(pointer: Pointer) -> Path:
@@ -74,11 +100,13 @@ def fetch(path: Path) -> tuple[Pointer, Path]:
             tried.append(f"{copy}: other bytes (sha256 {found})")
         else:
             return pointer, _keep(copy, cached) if copy == by_hand else copy
-    for url in pointer.urls:
-        problem = _download(url, pointer.sha256, cached)
+    end = time.monotonic() + DEADLINE
+    for left, url in zip(range(len(pointer.urls), 0, -1), pointer.urls, strict=True):
+        now = time.monotonic()
+        problem = _download(url, pointer, cached, now + max(0, end - now) / left)
         if problem is None:
             return pointer, cached
-        tried.append(f"{url}: {problem}")
+        tried.append(f"{masked(url)}: {problem}")
         print(tried[-1], file=sys.stderr)
     raise DownloadError(
         "\n  ".join([f"{path}: {pointer.name} cannot be downloaded. Tried:", *tried])
@@ -108,23 +136,42 @@ def _keep(copy: Path, cached: Path) -> Path:
     return cached
 
 
-def _as_stored(response: requests.Response, **_: Any) -> None:
-    """Keep the body as it came: some servers declare a .gz file's own compression as the transfer's encoding."""
-    response.raw.headers.pop("Content-Encoding", None)
+class _GaveUp(Exception):
+    """An address gives too much, or too slowly."""
 
 
-def _download(url: str, sha256: str, target: Path) -> str | None:
+def _get(pointer: Pointer, deadline: float, url: str, file: str, _: pooch.Pooch) -> None:
+    """Write what an address gives to a file, as it is stored: some servers declare a .gz file's own compression."""
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as response:
+        response.raise_for_status()
+        size = int(response.headers.get("Content-Length", 0)) or None
+        with Path(file).open("wb") as out, tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
+            try:
+                while part := response.raw.read1(2**20, decode_content=False):
+                    progress.update(out.write(part))
+                    if out.tell() > pointer.size:
+                        raise _GaveUp(f"gives more than {pointer.size} bytes, the pointer's `size`")
+                    if time.monotonic() > deadline:
+                        raise _GaveUp(f"gave {out.tell()} bytes until the time was up")
+            except urllib3.exceptions.HTTPError as error:
+                raise requests.ConnectionError from error
+
+
+def _download(url: str, pointer: Pointer, target: Path, deadline: float) -> str | None:
     """Download one address, under a temporary name until the hash fits; returns what went wrong, or None."""
-    print(f"downloading {url}", file=sys.stderr)
+    print(f"downloading {masked(url)}", file=sys.stderr)
     pooch.get_logger().setLevel("ERROR")
-    downloader = pooch.HTTPDownloader(
-        timeout=TIMEOUT, progressbar=sys.stderr.isatty(), chunk_size=2**20, hooks={"response": _as_stored},
-        headers={"Accept-Encoding": "identity"},
-    )  # fmt: skip
+    # A kill -9 leaves a temporary file behind, which the next download removes once nobody can be writing it.
+    for old in target.parent.glob("tmp*"):
+        if old != target and old.stat().st_mtime < time.time() - DEADLINE:
+            old.unlink()
     name = target.name
-    store = pooch.create(target.parent, "", registry={name: sha256}, urls={name: url}, retry_if_failed=RETRIES)
+    store = pooch.create(target.parent, "", registry={name: pointer.sha256}, urls={name: url}, retry_if_failed=RETRIES)
+    ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without cleaning up
     try:
-        store.fetch(name, downloader=downloader)
+        store.fetch(name, downloader=partial(_get, pointer, deadline))
+    except _GaveUp as error:
+        return str(error)
     except requests.HTTPError as error:
         return str(error.response.status_code if error.response is not None else error)
     except requests.RequestException as error:
@@ -133,4 +180,6 @@ def _download(url: str, sha256: str, target: Path) -> str | None:
         return "gave other bytes than the hash says"
     except OSError as error:
         raise UserError(f"{target}: {error.strerror or error}, expected room for the download") from None
+    finally:
+        signal.signal(signal.SIGTERM, ended)
     return None

@@ -21,6 +21,8 @@ def find(path: Path) -> tuple[Pointer | None, Path]:
         return fetch(path)
     if path.is_dir():
         raise UserError(f"{path}: a folder, expected arrays (.npz) or a pointer (.yaml): data.path")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file, expected arrays (.npz) or a pointer (.yaml): data.path")
     if not path.exists() and path.with_name(f"{path.name}.dvc").exists():
         raise UserError(f"{path}: not in this clone; `dvc pull` gets it from where it was pushed to")
     if not path.exists():

@@ -4,7 +4,7 @@ import numpy as np
 
 from stages.images.dataset import Dataset
 from stages.settings import Data
-from stages.shared.errors import UserError
+from stages.shared.errors import UserError, shown
 from stages.shared.halves import Half, Part, Side
 
 
@@ -13,7 +13,7 @@ def split(name: str, dataset: Dataset, data: Data, seed: int) -> dict[Side, Half
     source = _labels(data.source_classes, dataset.class_names, "data.source_classes")
     target = _labels(data.target_classes, dataset.class_names, "data.target_classes")
     if both := [dataset.class_names[label] for label in target if label in source]:
-        raise UserError(f"params.yaml: data.target_classes: {both}, expected none of data.source_classes")
+        raise UserError(f"params.yaml: data.target_classes: {shown(both)}, expected none of data.source_classes")
     return {
         "source": _half(name, dataset, source, data, data.source_per_class, seed, "source"),
         "target": _half(name, dataset, target, data, data.target_per_class, seed, "target"),
@@ -25,11 +25,11 @@ def _labels(classes: list[int | str], names: list[str], key: str) -> list[int]:
     labels = []
     for given in classes:
         if given not in names and not (isinstance(given, int) and given < len(names)):
-            wanted = f"a number below {len(names)} or one of {names}"
-            raise UserError(f"params.yaml: {key}: was {given!r}, expected {wanted}")
+            wanted = f"a number below {len(names)} or one of {shown(names)}"
+            raise UserError(f"params.yaml: {key}: was {shown(given)}, expected {wanted}")
         labels.append(given if isinstance(given, int) else names.index(given))
     if len(set(labels)) < len(labels):
-        raise UserError(f"params.yaml: {key}: was {classes}, expected each class once, by number or by name")
+        raise UserError(f"params.yaml: {key}: was {shown(classes)}, expected each class once, by number or by name")
     return labels
 
 
@@ -42,7 +42,7 @@ def _half(
     y_train, y_test = new_label[dataset.y_train], new_label[dataset.y_test]
     names = [dataset.class_names[label] for label in labels]
     if missing := [names[label] for label in range(len(labels)) if label not in y_test]:
-        raise UserError(f"params.yaml: data.{side}_classes: no test images of {missing}, expected some of each class")
+        raise UserError(f"params.yaml: data.{side}_classes: no test images of {shown(missing)}, expected some")
     key = f"data.{side}_per_class"
     held_out, kept = _held_out_and_kept(y_train, names, data.validation_fraction, per_class, seed, key)
     train, validation = (Part(dataset.x_train[rows], y_train[rows]) for rows in (kept, held_out))

@@ -1,7 +1,6 @@
 """Arrays in ``.npz`` files: checked before memory is taken, never unpickled, equal arrays in equal files."""
 
 import io
-import os
 import zipfile
 from collections.abc import Callable
 from math import prod
@@ -11,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from stages.shared.errors import UserError, one_line
+from stages.shared.errors import UserError, one_line, shown
 from stages.shared.files import write_whole
+from stages.shared.process import memory
 
 LARGEST_RATIO = 200  # of compression; images never pack that well
 HARMLESS_BYTES = 2**28
@@ -41,11 +41,11 @@ def read_npz(
             unpacked, packed = sum(member.file_size for member in archive.infolist()), path.stat().st_size
             if unpacked > max(HARMLESS_BYTES, LARGEST_RATIO * packed):
                 raise UserError(f"{path}: {packed} bytes that unpack to {unpacked}, expected images, not a zip bomb")
-            if unpacked > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-                raise UserError(f"{path}: unpacks to {unpacked} bytes, expected less than this machine's memory")
+            if unpacked > memory():
+                raise UserError(f"{path}: unpacks to {unpacked} bytes, expected less than the memory, {memory()}")
             names = {name.removesuffix(".npy") for name in archive.namelist()}
             if missing := ", ".join(key for key in keys if key not in names):
-                raise UserError(f"{path}: {missing}: missing, expected {', '.join(keys)}; there are {sorted(names)}")
+                raise UserError(f"{path}: {missing}: missing, expected all of {keys}; there are {shown(sorted(names))}")
             there = [key for key in (*keys, *optional) if key in names]
             check({key: _member(path, archive, key, _read_header) for key in there})
             return {key: _member(path, archive, key, _read_array) for key in there}

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -27,3 +28,10 @@ def set_up() -> None:
         tempfile.gettempdir()  # TensorFlow needs it
     except OSError as error:
         sys.exit(f"error: no temporary folder: {error.strerror}: is the disk full?")
+
+
+def memory() -> int:
+    """Bytes that this process can have: the machine's memory, or less under ``ulimit -v``."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return machine if limit == resource.RLIM_INFINITY else min(machine, limit)

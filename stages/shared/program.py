@@ -6,7 +6,7 @@ from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
 
-from stages.shared.errors import UserError
+from stages.shared.errors import UserError, one_line
 from stages.shared.inputs import check_unchanged
 
 
@@ -34,5 +34,9 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
             if error.strerror is None:
                 raise
             sys.exit(f"error: {error.filename or 'writing a file'}: {error.strerror}")
+        except Exception as error:
+            if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
+                raise
+            sys.exit(f"error: memory is full: {one_line(error)}; expected fewer or smaller images, or a smaller model")
 
     return wrapped

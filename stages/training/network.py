@@ -5,6 +5,7 @@ import numpy as np
 
 from stages.settings import Network
 from stages.shared.errors import UserError
+from stages.shared.process import memory
 
 LARGE = 20_000_000  # weights; the notebook's network has 1.6 million, on images of 96x96 17 million
 
@@ -14,13 +15,17 @@ def build(image_shape: tuple[int, ...], classes: int, params: Network, x_train: 
 
     Input: raw 0-255 pixels, (N, H, W, C); output: probabilities, float32 (N, classes). If `params.rescale` is set, the
     first layer standardises each channel with mean and variance of `x_train`, so that the input stays raw.
-    Raises `UserError` if the convolutions leave nothing to pool of images so small.
+    Raises `UserError` if the convolutions leave nothing to pool of images so small, or the network does not fit memory.
     """
     height, width, _ = image_shape
     most = (min(height, width) - 2) // 2  # each takes a pixel from every side, and pooling needs two
     if len(params.conv_filters) > most:
         wanted = f"expected at most {most} layers for images of {height}x{width} pixels"
         raise UserError(f"params.yaml: model.conv_filters: was {params.conv_filters}, {wanted}")
+    needed = 12 * _count_weights(image_shape, classes, params)  # bytes of weights, gradients and the optimizer's means
+    if needed > memory():
+        wanted = f"expected less than the memory, {memory() / 1e9:,.1f} GB: smaller images, or fewer model.dense_units"
+        raise UserError(f"the network for images of {height}x{width} pixels takes {needed / 1e9:,.1f} GB, {wanted}")
     layers = [keras.Input(image_shape, name="image")]
     if params.rescale:
         layers.append(_standardise(x_train))
@@ -34,6 +39,18 @@ def build(image_shape: tuple[int, ...], classes: int, params: Network, x_train: 
         layers.append(keras.layers.Dropout(params.dropout, name=f"dropout{i + 1}"))
     layers.append(_output(classes))
     return keras.Sequential(layers, name="transfer")
+
+
+def _count_weights(image_shape: tuple[int, ...], classes: int, params: Network) -> int:
+    height, width, channels = image_shape
+    count = 0
+    for filters in params.conv_filters:
+        count, channels = count + (9 * channels + 1) * filters, filters
+    shrunk = 2 * len(params.conv_filters)
+    inputs = (height - shrunk) // 2 * ((width - shrunk) // 2) * channels
+    for units in (*params.dense_units, classes):
+        count, inputs = count + (inputs + 1) * units, units
+    return count
 
 
 def _standardise(x_train: np.ndarray) -> keras.layers.Layer:

@@ -2,12 +2,13 @@
 
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from archives import BATCHES, CLASS_NAMES, Call, batch_pickle, cifar_archive, images_and_labels, refusal
-from stages.images.cifar10 import read_cifar10
+from stages.images.cifar10 import LARGEST_BATCH, LARGEST_CONTENT, read_cifar10
 
 GOOD = cifar_archive()
 BATCH = "data_batch_3"
@@ -49,11 +50,14 @@ def test_batch_that_would_act_is_refused_and_does_not(tmp_path, refused, name, c
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"<html>not found</html>", "no CIFAR-10 archive: ReadError"),
+        (b"<html>not found</html>", "no CIFAR-10 archive: BadGzipFile"),
         (GOOD[: len(GOOD) // 2], "no CIFAR-10 archive: "),
         (cifar_archive(data_batch_3=None), "no CIFAR-10 archive: KeyError: 'data_batch_3'"),
-        (cifar_archive(data_batch_3=batch_pickle(BATCH)[:-500]), "no CIFAR-10 archive: UnpicklingError"),
-        ({"data": np.zeros((4, 1024), np.uint8)}, "no CIFAR-10 archive: ValueError"),
+        (cifar_archive(data_batch_3=batch_pickle(BATCH)[:-500]), "no CIFAR-10 archive: "),
+        ({"data": np.zeros((4, 1024), np.uint8)}, "no CIFAR-10 archive: ValueError: data of another type or shape"),
+        ({"data": np.zeros((4, 3072), object)}, "no CIFAR-10 archive: ValueError: data of another type or shape"),
+        ({"data": np.zeros((4, 3072), ">f8")}, "no CIFAR-10 archive: ValueError: data of another type or shape"),
+        ({"labels": [[1]] * 4}, "no CIFAR-10 archive: ValueError: data_batch_3: labels that are no list of small"),
         ({"labels": [10] * 4}, "label 10, expected less than"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -62,3 +66,24 @@ def test_archive_that_is_laid_out_otherwise_is_refused(refused, content, problem
     if isinstance(content, dict):
         content = cifar_archive(data_batch_3=batch_pickle(BATCH, **content))
     assert refused(content).startswith(problem)
+
+
+HUGE_MEMO = b"\x80\x02K\x01r\xff\xff\xff\x7f."  # puts 1 at place 2**31 - 1 of the memo
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "problem"),
+    [
+        (BATCH, HUGE_MEMO, "TypeError"),
+        (BATCH, bytes(LARGEST_BATCH + 1), "ValueError: data_batch_3: 32000001 bytes, expected at most"),
+        ("readme.html", bytes(LARGEST_CONTENT), "ValueError: unpacks to more than"),
+    ],
+)
+def test_memory_stays_small_while_a_bomb_is_refused(refused, member, content, problem):
+    bomb = cifar_archive(**{member: content})
+    tracemalloc.start()
+    try:
+        assert f"no CIFAR-10 archive: {problem}" in refused(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()

@@ -1,5 +1,6 @@
 """Datasets: what fits is read, anything else is refused in one line that says what was found and what is expected."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -41,8 +42,13 @@ def test_images_without_channels_get_one_and_classes_without_names_are_called_by
 def test_missing_array_is_refused_and_the_present_ones_are_named(path):
     np.savez(path, x_train=ARRAYS["x_train"], y_train=ARRAYS["y_train"], images=ARRAYS["x_test"])
     assert refusal(path) == (
-        "x_test, y_test: missing, expected x_train, y_train, x_test, y_test; there are ['images', 'x_train', 'y_train']"
+        "x_test, y_test: missing, expected all of ('x_train', 'y_train', 'x_test', 'y_test'); there are ['images', 'x_train', 'y_train']"
     )
+
+
+def test_message_names_only_some_of_many_arrays(path):
+    np.savez(path, **{f"array {i}": np.zeros(1) for i in range(1000)})
+    assert len(refusal(path)) < 500
 
 
 @pytest.mark.parametrize(
@@ -55,8 +61,16 @@ def test_missing_array_is_refused_and_the_present_ones_are_named(path):
         ("y_train", ARRAYS["y_train"] - 1, "y_train: labels -1 to 1, expected 0 or more"),
         ("y_test", np.full(TEST, 2**64 - 1, dtype=np.uint64), "y_test: labels 18446744073709551615 to "),
         ("y_test", ARRAYS["y_test"] + 1, "label 3, expected less than the number of class_names, 3"),
-        ("class_names", np.array(["ant", "bee", "ant"]), "class_names: was <U3 (3,), expected different texts"),
-        ("class_names", np.array([0xD800, 98, 99], "<u4").view("<U1"), "class_names: was <U1 (3,), expected"),
+        ("class_names", np.array(["ant", "bee", "ant"]), "class_names: was ['ant', 'bee', 'ant'], expected different"),
+        (
+            "class_names",
+            np.array([0xD800, 98, 99], "<u4").view("<U1"),
+            r"class_names: was '\ud800', expected no control",
+        ),
+        ("class_names", np.array(["a", "\x1b[31m", "c"]), r"class_names: was '\x1b[31m', expected no control char"),
+        ("class_names", np.array(["a", "b\n", "c"]), r"class_names: was 'b\n', expected no control characters"),
+        ("class_names", np.array(["a", "\u202eb", "c"]), r"class_names: was '\u202eb', expected no control characters"),
+        ("class_names", np.array(["a", "</script>", "c"]), "class_names: was '</script>', expected no tag: it would"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -83,6 +97,11 @@ def test_path_that_is_no_file_is_refused_with_what_to_do(tmp_path, path):
     assert refusal(tmp_path, read=find) == "a folder, expected arrays (.npz) or a pointer (.yaml): data.path"
     missing = "No such file or directory, expected a pointer (.yaml) or arrays (.npz): data.path"
     assert refusal(tmp_path / "none.yaml", read=find) == missing
+    os.mkfifo(tmp_path / "fifo.npz")
+    for special in (tmp_path / "fifo.npz", Path("/dev/zero")):
+        assert refusal(special, read=find).startswith("not a regular file, expected arrays")
+    (tmp_path / "fifo.yaml").symlink_to("/dev/zero")
+    assert refusal(tmp_path / "fifo.yaml", read=find).startswith("not a regular file, expected a pointer")
     path.with_name("dataset.npz.dvc").touch()
     assert refusal(path, read=find).startswith("not in this clone; `dvc pull` gets it")
 

@@ -1,8 +1,12 @@
 """Downloads: every byte is checked, each bad answer is followed by the next address, nothing half is left behind."""
 
+import contextlib
 import gzip
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,13 +18,16 @@ import pytest
 import yaml
 
 from archives import CLASS_NAMES, cifar_archive, npz
+from repository import ROOT
 from stages import prepare
 from stages.images import pointer
 from stages.images.pointer import DownloadError, cached_archive, fetch, read_pointer
 from stages.images.source import load
+from stages.settings import Settings
 from stages.shared.errors import UserError
 from stages.shared.files import sha256
 
+stop = threading.Event()
 ARCHIVE = "cifar-10-python.tar.gz"
 GOOD = gzip.compress(np.random.default_rng(0).bytes(100_000))
 DEAD = f"http://127.0.0.1:1/{ARCHIVE}"  # nothing answers
@@ -50,7 +57,9 @@ def server():
     with Server(("127.0.0.1", 0), Handler) as server:
         server.answers, server.asked = [], []
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        stop.clear()
         yield server
+        stop.set()
         server.shutdown()
 
 
@@ -111,7 +120,7 @@ def test_archive_is_downloaded_once_from_the_first_address(server, write, cached
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (CUT_OFF, "ChunkedEncodingError, 2 attempts"),
+        (CUT_OFF, "ConnectionError, 2 attempts"),
         (lambda request: [CUT_OFF(request), request.rfile.read(1)], "ConnectionError, 2 attempts"),  # stalls
         (lambda request: request.rfile.read(1), "ReadTimeout, 2 attempts"),
         (gives(GOOD[:-1] + b"?"), "gave other bytes"),
@@ -132,6 +141,70 @@ def test_address_that_fails_is_told_and_the_next_one_used(server, write, cached,
     assert server.asked == [0] * (pointer.RETRIES + 1) + [1]
     assert cached() == [ARCHIVE]
     assert f"\n{bad}: {problem}" in capsys.readouterr().err
+
+
+def gives_for_ever(pause: float):
+    """An answer of which a part comes after each pause, in seconds."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        with contextlib.suppress(OSError):  # until nobody listens
+            while not stop.wait(pause):
+                request.wfile.write(bytes(10_000))
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("pause", "problem"),
+    [(0, f"gives more than {len(GOOD)} bytes, the pointer's `size`"), (0.05, "gave .* bytes until the time was up")],
+)
+def test_download_is_bounded_in_bytes_and_time(server, write, cached, capsys, monkeypatch, pause, problem):
+    monkeypatch.setattr(pointer, "DEADLINE", 2)
+    bad = server.add(gives_for_ever(pause))
+    assert fetch(write(bad, server.add(gives(GOOD)), size=len(GOOD) if not pause else 10**9))[1].read_bytes() == GOOD
+    assert server.asked == [0, 1]
+    assert re.search(f"\n{bad}: {problem}", capsys.readouterr().err)
+    assert cached() == [ARCHIVE]
+
+
+def test_a_download_that_is_ended_leaves_nothing_and_the_next_one_removes_what_a_kill_left(server, write, cached):
+    path = write(server.add(gives_for_ever(0.05), gives(GOOD)))
+    folder = cached_archive(read_pointer(path)).parent
+    params = Settings().model_dump() | {"data": Settings().data.model_dump() | {"path": str(path)}}
+    (path.parent / "params.yaml").write_text(yaml.safe_dump(params))
+    for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+        server.answers[0].insert(0, server.answers[0][0])
+        process = subprocess.Popen([sys.executable, "-m", "stages.prepare", "--fetch"], cwd=path.parent,
+                                   env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)  # fmt: skip
+        while not any(folder.glob("tmp*")):
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait() in (128 + number, -number)
+        assert len(cached()) == left
+    for old in folder.iterdir():
+        os.utime(old, (0, 0))
+    server.answers[0][:-1] = []
+    fetch(path)
+    assert cached() == [ARCHIVE]
+
+
+@pytest.mark.parametrize("url", ["http://[::1/x.npz", "http://host/x/..", "ftp://host/x.npz", "http://host"])
+def test_address_without_a_file_is_refused(write, url):
+    with pytest.raises(UserError, match=r"/cifar10.yaml: urls[^\n]*: was 'http[^\n]*$|: was 'ftp[^\n]*$"):
+        read_pointer(write(url))
+
+
+def test_passwords_and_tokens_are_not_shown(write, capsys):
+    secret = "http://user:secret@127.0.0.1:1/x.npz?token=secret"
+    with pytest.raises(DownloadError) as error:
+        fetch(write(secret))
+    with pytest.raises(UserError) as invalid:
+        read_pointer(write(secret, "http://user:secret@[::1/x?token=secret"))
+    shown = f"{error.value}{invalid.value}{capsys.readouterr().err}"
+    assert "http://***@127.0.0.1:1/x.npz?***: ConnectionError" in shown
+    assert "secret" not in shown
 
 
 def test_message_tells_all_that_was_tried_and_what_to_do(tmp_path, server, write, cached):

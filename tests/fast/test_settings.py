@@ -13,8 +13,8 @@ import yaml
 
 from counting import counted
 from repository import ROOT
-from stages.settings import PARAMS, Recipe, Settings, leaves, load
-from stages.shared.errors import UserError
+from stages.settings import LARGEST_YAML, PARAMS, Recipe, Settings, leaves, load
+from stages.shared.errors import LONGEST_LINE, UserError
 
 # A further fine-tuning stage has a section that the schema does not name: its settings are tried, too.
 GOOD = Settings().model_dump() | {"finetune_further": Settings().finetune_fc.model_dump()}
@@ -115,6 +115,20 @@ def test_file_that_holds_no_settings_is_refused():
         assert refusal(content).startswith("no valid YAML: ")
     for content in (b"", b"- seed\n", b"7"):
         assert refusal(content).startswith("the file: was ")
+    assert re.match(r"\d+ bytes, expected the settings", refusal(b"#" * LARGEST_YAML + b"\n"))
+    PARAMS.unlink()
+    PARAMS.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"^params\.yaml: not a regular file"):
+        load()
+
+
+def test_message_shows_only_some_of_a_large_value():
+    tenfold = ["seed: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]"]
+    tenfold += [f"s{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 11)]
+    assert refusal("\n".join(tenfold).encode()) == "no valid YAML: line 2: an alias (*), expected plain values"
+    many = {f"finetune_{i}": 1 for i in range(1000)}
+    for values in ({"seed": list(range(9999))}, {"seed": "x" * 9999}, {"data.target_classes": [""] * 999}, many):
+        assert len(refusal(changed(**values))) <= LONGEST_LINE + 1
 
 
 def started(*arguments: str) -> tuple[int, str, str]:
