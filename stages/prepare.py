@@ -14,6 +14,8 @@ from stages.images.split import split
 from stages.shared.halves import PARTS, Half, write_half
 from stages.shared.program import program
 
+MOST_ROWS = 60  # of a table on the terminal
+
 
 def class_counts(half: Half) -> pd.DataFrame:
     """The number of images by class and part."""
@@ -38,7 +40,7 @@ def main() -> None:
     print(f"{name}: images {'x'.join(map(str, dataset.x_train.shape[1:]))}")
     for side, half in split(name, dataset, params.data, params.seed).items():
         write_half(side, half)
-        print(f"\n{side}\n{class_counts(half).to_string()}")
+        print(f"\n{side}\n{class_counts(half).to_string(max_rows=MOST_ROWS)}")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
+from stages.reporting.results import MANY, hardest
 from stages.shared.files import write_whole
 
 mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
 COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+LONGEST_LABEL = 24  # characters
 EXAMPLES = 8  # mistakes shown of each model
 
 
@@ -26,6 +28,11 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     write_whole(path, content.getbuffer())
     plt.close(figure)
+
+
+def labels(names: list[str]) -> list[str]:
+    """Class names as a figure has room for them."""
+    return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -56,18 +63,19 @@ def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
 
 
 def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure:
-    """How often each class was taken for which, in numbers of test images."""
+    """How often each class was taken for which, in numbers of test images; of many classes as colours only."""
     counts = pd.crosstab(predictions["actual"], predictions["predicted"])
     counts = counts.reindex(index=names, columns=names, fill_value=0)
-    side = 2.2 + 0.62 * len(names)
+    side = 2.2 + 0.62 * len(names) if len(names) <= MANY else 10
     figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
     shares = counts.div(counts.sum(axis=1), axis=0).to_numpy()
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts.to_numpy()):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        ax.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
-    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    ax.set_yticks(range(len(names)), names)
+    if len(names) <= MANY:
+        for (row, column), count in np.ndenumerate(counts.to_numpy()):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            ax.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
+        ax.set_xticks(range(len(names)), labels(names), rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), labels(names))
     ax.set(xlabel="predicted", ylabel="actual", title=stage)
     return figure
 
@@ -75,7 +83,7 @@ def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure
 def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
     """Accuracy by class with its 95% interval: for each panel the tables of stages that have the same classes.
 
-    A table is indexed by class, with columns accuracy, low, high.
+    A table is indexed by class, with columns accuracy, low, high. Of many classes the hardest are shown.
     """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(11, 4), layout="constrained", squeeze=False, sharey=True,
@@ -84,12 +92,18 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
     colors = cycle(COLORS)
     for ax, tables in zip(axes[0], panels, strict=True):
         width = 0.8 / len(tables)
-        for i, (stage, table) in enumerate(tables.items()):
+        mean = pd.concat(tables.values()).groupby(level=0, sort=False)["accuracy"].mean()
+        shown = hardest(mean)
+        if len(shown) < len(mean):
+            ax.set_title(f"the {len(shown)} hardest of {len(mean)} classes")
+        for i, (stage, by_class) in enumerate(tables.items()):
+            table = by_class.loc[shown]
             x = np.arange(len(table)) - 0.4 + (i + 0.5) * width
             errors = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
             ax.bar(x, table["accuracy"], width * 0.95, color=next(colors), label=stage)
             ax.errorbar(x, table["accuracy"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        ax.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
+        turned = {"rotation": 30, "ha": "right"} if len(shown) <= 12 else {"rotation": 90, "fontsize": 8}
+        ax.set_xticks(range(len(shown)), labels(shown), **turned)
         ax.grid(axis="y", alpha=0.3)
     axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -114,5 +128,6 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray]]) -> Figure:
         for ax, example, image in zip(axes, wrong.to_dict("records"), images, strict=False):
             ax.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
             confidence = f"{100 * example['probability']:.0f}%"
-            ax.set_title(f"{example['actual']}\ntaken for\n{example['predicted']} {confidence}", fontsize=7)
+            actual, predicted = labels([example["actual"], example["predicted"]])
+            ax.set_title(f"{actual}\ntaken for\n{predicted} {confidence}", fontsize=7)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stages.reporting import published
-from stages.reporting.results import Result, Results
+from stages.reporting.results import MANY, Result, Results, hardest
 from stages.reporting.statistics import accuracy_interval, mcnemar
 from stages.settings import Settings
 
@@ -51,6 +51,8 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
         "params": params,
         "published": published.TABLE if results.on_the_notebooks_images else {},
         "interval": accuracy_interval,
+        "many": MANY,
+        "hardest": hardest,
         "comparisons": [comparison(*pair, level, params) for pair in pairs],
         "level": level,
         "changed": {key: value for key, value in params.by_key().items() if defaults.get(key) != value},

@@ -11,6 +11,14 @@ from stages.shared.errors import UserError, one_line
 from stages.shared.files import artifact, check_sha256, read_sealed
 from stages.shared.halves import Half, read_half
 
+MANY = 30  # classes; of more, figures and tables show some
+PAIRS = 15  # of classes that are confused, shown of many
+
+
+def hardest(by_class: pd.Series) -> list[str]:
+    """The classes to show: all, or of `MANY` and more those with the lowest values of `by_class`, lowest first."""
+    return list(by_class.index if len(by_class) <= MANY else by_class.nsmallest(MANY).index)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -58,6 +66,12 @@ class Result:
         rows = {name: (c.mean(), *accuracy_interval(c.to_numpy()), len(c)) for name, c in by_class}
         table = pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "images"])
         return table.loc[self.half.class_names]
+
+    def most_confused(self) -> pd.DataFrame:
+        """The classes most often taken for another: columns actual, predicted, count (of test images)."""
+        wrong = self.predictions[~self.correct]
+        pairs = wrong.groupby(["actual", "predicted"], as_index=False).size()
+        return pairs.rename(columns={"size": "count"}).nlargest(PAIRS, "count")
 
 
 @dataclass(frozen=True)

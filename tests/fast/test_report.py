@@ -158,6 +158,22 @@ def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(mai
     assert [panel.get_suptitle() for panel in shown["mistakes"].subfigs] == [*STAGES, "finetune_third"]
 
 
+def test_of_many_classes_the_hardest_are_shown_in_figures_of_bounded_size(main, monkeypatch):
+    names = [f"class {i} {'x' * 99}" for i in range(400)]
+    write(made(names[:200], names[200:], {"train": 400, "test": 2000}))
+    saved = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: saved.update({path.stem: figure}) or plt.close(figure))
+    markdown = main()
+    assert "and 170 more; images: 400 train" in markdown
+    *_, by_class, confused = tables(markdown)
+    assert len(by_class) == 1 + 30 * len(STAGES)
+    assert by_class[1][:3] == ["pretrain", names[0], "0.900"]  # images 0 to 9 are wrong, of ten classes
+    assert confused[1] == ["pretrain", names[0], names[1], "1"]
+    assert all(max(figure.get_size_inches()) <= 12 for figure in saved.values())
+    assert len(saved["confusion_pretrain"].axes[0].texts) == 0
+    assert [tick.get_text()[-1] for tick in saved["per_class"].axes[0].get_xticklabels()] == ["…"] * 30
+
+
 def test_published_results_stand_beside_those_on_the_notebooks_images_only():
     (first, second), images = published.CLASSES, {"train": 25_000, "test": 5_000}
     assert [row[7:] for row in tables(rendered(made(first, second, images)))[0][1:]] == [
