@@ -1,6 +1,7 @@
 """How a program ends: with one line if something is wrong, and only if its inputs are still what it has read."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -37,6 +38,8 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
                 raise
-            sys.exit(f"error: memory is full: {one_line(error)}; expected fewer or smaller images, or a smaller model")
+            tensor = re.search(r"OOM when allocating [^\n]*?shape\[[\d,]*\]", str(error))
+            what = tensor[0] if tensor else one_line(error)
+            sys.exit(f"error: memory is full: {what}: expected fewer or smaller images, or a smaller network")
 
     return wrapped

@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from stages.settings import Settings
 from stages.shared.errors import UserError
+from stages.shared.program import program
 from stages.training import network
 
 pytestmark = pytest.mark.usefixtures("set_up")
@@ -42,9 +44,22 @@ def test_more_convolutions_than_the_images_have_room_for_are_refused(build):
 @pytest.mark.parametrize(("side", "says"), [(32, "1,633,733 weights, 6.5 MB"), (224, "99,151,301 weights, 396.6 MB")])
 def test_weight_says_how_large_the_network_is_and_warns_if_large_images_are_why(side, says):
     images = np.zeros((1, side, side, 3), np.uint8)
-    text = network.weight(network.build((side, side, 3), 5, Settings().model, images))
-    assert says in text
-    assert ("224x224" in text) == (side == 224)
+    model = network.build((side, side, 3), 5, Settings().model, images)
+    assert says in network.weight(model)
+    assert ("224x224" in network.weight(model)) == (side == 224)
+    assert network._count_weights((side, side, 3), 5, Settings().model) == model.count_params()
+
+
+def test_memory_that_is_too_small_ends_in_one_line(images):
+    wanted = r"20000x20000 pixels takes [\d,.]+ GB, expected less than the memory, [\d.]+ GB: smaller images"
+    with pytest.raises(UserError, match=wanted):
+        network.build((20_000, 20_000, 3), 2, Settings().model, images)
+    for takes_it, what in (
+        (lambda: tf.zeros([9**15]), r"OOM when allocating tensor with shape\[\d+\]"),
+        (lambda: np.zeros(9**15), "Unable to allocate [^\n]+"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: memory is full: {what}: expected fewer or smaller [^\n]+$"):
+            program(takes_it)()
 
 
 @pytest.mark.parametrize(
