@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PTH := import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")
 
 .PHONY: setup run test check docs study reproduce lock
@@ -9,13 +10,17 @@ setup: $(READY)
 
 # PTH puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
 # runs the stages with its own python, activated or not.
+#
+# setuptools first, from the lock: a package that comes as source is built with it, not with one that pip looks up.
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v[:2] <= (3, 13) or sys.exit( \
 	  f"make: $(PYTHON) is Python {v[0]}.{v[1]}, expected 3.11 to 3.13; try: make $(MAKECMDGOALS) PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	@echo "installing the locked packages: 1 to 2 minutes, 2.7 GB"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.txt > .venv/build.txt
+	$(PIP) --require-hashes -r .venv/build.txt
+	$(PIP) --no-build-isolation --require-hashes -r requirements.txt
+	$(PIP) --no-build-isolation --no-deps --editable .
 	@echo '$(PTH)' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/programs_first.pth
 	@touch $(READY)
 

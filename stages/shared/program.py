@@ -1,6 +1,7 @@
 """How a program ends: with one line if something is wrong, and only if its inputs are still what it has read."""
 
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,7 +24,10 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
             sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
         try:
             main()
+            sys.stdout.flush()
             check_unchanged()
+            if "DVC_STAGE" in os.environ:
+                os._exit(0)  # TensorFlow takes its time to end, in which an edit would go unnoticed
         except UserError as error:
             # touch: `dvc exp run -S` can leave size and second as they were, and Git trusts these.
             refused = str(error).startswith("params.yaml: ") and Path("params.yaml").exists()

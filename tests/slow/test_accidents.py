@@ -168,6 +168,21 @@ def test_two_at_once(repo, reference):
     assert repo.bytes_of(*RESULTS) == reference
 
 
+def test_two_experiments_at_once_record_what_was_run_or_nothing(repo):
+    """In one folder DVC lets neither be saved, as a rule; typed again, each is."""
+    repo.commit("First run")
+    asked = {"three": 3, "four": 4}
+    commands = {name: ("exp", "run", "-n", name, "-S", f"finetune_fc.epochs={n}") for name, n in asked.items()}
+    started = [repo.start(sys.executable, "-m", "dvc", *command) for command in commands.values()]
+    assert all("Traceback" not in log.read_text() for process, log in started if process.wait())
+    for name, command in commands.items():
+        if name not in repo.dvc("exp", "list", "--name-only"):
+            repo.dvc(*command)
+        repo.dvc("exp", "apply", name)
+        assert yaml.safe_load((repo.path / "params.yaml").read_text())["finetune_fc"]["epochs"] == asked[name]
+        assert len((repo.path / "reports/history/finetune_fc.csv").read_text().splitlines()) == 1 + asked[name]
+
+
 def test_no_flipped_bit_of_a_model_is_loaded(repo, monkeypatch):
     """Not from Python 3.13 on, either, which compares no checksum of a file in a zip once another place was sought."""
     from stages.shared.errors import UserError
