@@ -28,19 +28,22 @@ def class_counts(half: Half) -> pd.DataFrame:
 def main() -> None:
     """Read, split, write, and show what there is."""
     params = settings.load()
-    path = Path(params.data.path)
     if sys.argv[1:] == ["--fetch"]:
         try:
-            source.find(path)
+            for path in (Path(params.data.path), Path(params.data.target_path)):
+                if not source.is_same(path):
+                    source.find(path)
         except pointer.DownloadError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(3)
         return
-    name, dataset = source.load(path)
-    print(f"{name}: images {'x'.join(map(str, dataset.x_train.shape[1:]))}")
-    for side, half in split(name, dataset, params.data, params.seed).items():
+    datasets = source.load_both(params.data, params.seed)
+    for side, half in split(*datasets, params.data, params.seed).items():
         write_half(side, half)
-        print(f"\n{side}\n{class_counts(half).to_string(max_rows=MOST_ROWS)}")
+        print(f"\n{side}: {half.dataset}, images {'x'.join(map(str, half.train.x.shape[1:]))}")
+        for note in half.notes:
+            print(f"- {note}")
+        print(class_counts(half).to_string(max_rows=MOST_ROWS))
 
 
 if __name__ == "__main__":

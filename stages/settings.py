@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from stages.shared.errors import UserError, one_line, shown
 
@@ -25,7 +25,11 @@ def _number(value: Any) -> Any:
 
 
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-ClassList = Annotated[list[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]], Field(min_length=2)]
+ClassList = Annotated[
+    list[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]],
+    Field(min_length=2),
+    WrapValidator(lambda value, check: ["all"] if value in ("all", ["all"]) else check(value)),
+]
 Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 
 
@@ -38,9 +42,23 @@ class Section(BaseModel):
 class Data(Section):
     """Which images, and how they are split."""
 
-    path: str = Field("data/raw/cifar10.yaml", min_length=1, description="arrays (.npz), or a pointer (.yaml)")
-    source_classes: ClassList = Field([0, 1, 2, 3, 4], description="pretrain on these: label numbers, or class names")
+    path: str = Field(
+        "data/raw/cifar10.yaml", min_length=1, description="arrays (.npz), a folder of pictures, or a pointer (.yaml)"
+    )
+    target_path: str = Field(
+        "data/raw/same.yaml", min_length=1, description="the target's, if another; same.yaml: data.path"
+    )
+    source_classes: ClassList = Field(
+        [0, 1, 2, 3, 4], description="pretrain on these: label numbers or class names, or all"
+    )
     target_classes: ClassList = Field([5, 6, 7, 8, 9], description="fine-tune on these")
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="side in pixels to bring images to; null: the source's size"
+    )
+    test_fraction: Real = Field(
+        0.2, gt=0, lt=1, description="share of pictures split off for testing if no test part is given"
+    )
+    unreadable: Literal["stop", "skip"] = Field("stop", description="at a picture that cannot be read")
     validation_fraction: Real = Field(
         0.0, ge=0, lt=1, description="share of the training images held out for the curves; 0: curves on test images"
     )
@@ -128,8 +146,9 @@ class Settings(Section):
                 raise ValueError(f"{was} some of {shown(layers)}, each once")
             if recipe.head == "reset" and "output" not in recipe.trainable:
                 raise ValueError(f"{was} 'output' in it: head is 'reset'")
-            if recipe.head == "keep" and len(self.data.source_classes) != len(self.data.target_classes):
-                why = "data.source_classes and data.target_classes differ in number, so the source's head does not fit"
+            sizes = {"all" if c == ["all"] else len(c) for c in (self.data.source_classes, self.data.target_classes)}
+            if recipe.head == "keep" and (len(sizes) > 1 or "all" in sizes):
+                why = "data.source_classes and data.target_classes may differ in number; the head would not fit"
                 raise ValueError(f"{name}.head: was 'keep', expected 'reset': {why}")
         return self
 

@@ -38,7 +38,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run in, with the default settings."""
+    """A folder to run in, with the default settings and what they name as data.target_path."""
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/same.yaml").write_text("same: data.path\n")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(Settings().model_dump(), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -66,7 +68,6 @@ def params(workspace: Path) -> Callable[..., Settings]:
 def tiny_dataset(workspace: Path) -> dict[str, np.ndarray]:
     """The arrays of data/raw/tiny.npz, which `TINY` names."""
     arrays = tiny_arrays()
-    (workspace / "data/raw").mkdir(parents=True)
     np.savez(workspace / TINY["data.path"], **arrays)
     return arrays
 

@@ -24,6 +24,7 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: list[str]
+    notes: tuple[str, ...] = ()  # on how it was read
 
 
 def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
@@ -38,8 +39,8 @@ def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
     return checked_dataset(path, arrays)
 
 
-def checked_dataset(path: Path, arrays: dict[str, np.ndarray]) -> Dataset:
-    """Check arrays from the file `path` and bring them into one shape; see `read_dataset`."""
+def checked_dataset(path: Path, arrays: dict[str, np.ndarray], notes: tuple[str, ...] = ()) -> Dataset:
+    """Check arrays from the file or folder `path` and bring them into one shape; see `read_dataset`."""
     _check_headers(path, {key: Header(array.shape, array.dtype) for key, array in arrays.items()})
     x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (arrays["x_train"], arrays["x_test"]))
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -50,7 +51,7 @@ def checked_dataset(path: Path, arrays: dict[str, np.ndarray]) -> Dataset:
             raise UserError(f"{path}: {key}: labels {lowest} to {highest}, expected 0 or more")
     y_train, y_test = (arrays[key].reshape(-1).astype(np.int64) for key in ("y_train", "y_test"))
     names = _class_names(path, arrays.get("class_names"), int(max(y_train.max(), y_test.max())))
-    return Dataset(x_train, y_train, x_test, y_test, names)
+    return Dataset(x_train, y_train, x_test, y_test, names, notes)
 
 
 def _check_headers(path: Path, headers: dict[str, Header]) -> None:

@@ -1,43 +1,108 @@
-"""Find and read the dataset that ``data.path`` names."""
+"""Find and read the datasets that ``data.path`` and ``data.target_path`` name."""
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
 
 from stages.images.cifar10 import read_cifar10
 from stages.images.dataset import Dataset, read_dataset
+from stages.images.pictures import read_pictures
 from stages.images.pointer import Pointer, fetch
+from stages.settings import Data, read_yaml
 from stages.shared.errors import UserError
 
+KINDS = "arrays (.npz), a folder of pictures, or a pointer (.yaml)"
+Named = tuple[str, Dataset]
 READERS: dict[str, Callable[[Path, list[str]], Dataset]] = {"cifar10-python": read_cifar10, "npz": read_dataset}
 
 
 def find(path: Path) -> tuple[Pointer | None, Path]:
-    """The file of a dataset, with its pointer if `path` is one, whose archive is then downloaded unless it is there.
+    """A dataset's file or folder, with its pointer if `path` is one, whose archive is downloaded unless it is there.
 
     Raises `UserError` (`DownloadError` if the archive cannot be downloaded) with what was wrong and what was expected.
     """
     if path.suffix in (".yaml", ".yml"):
         return fetch(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a folder, expected arrays (.npz) or a pointer (.yaml): data.path")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a regular file, expected arrays (.npz) or a pointer (.yaml): data.path")
+    if path.suffix == ".csv":
+        raise UserError(f"{path}: expected its folder, data.path={path.parent}: DVC then tracks the pictures, too")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: not a regular file, expected {KINDS}: data.path")
     if not path.exists() and path.with_name(f"{path.name}.dvc").exists():
         raise UserError(f"{path}: not in this clone; `dvc pull` gets it from where it was pushed to")
     if not path.exists():
-        raise UserError(f"{path}: No such file or directory, expected arrays (.npz) or a pointer (.yaml): data.path")
+        raise UserError(f"{path}: No such file or directory, expected {KINDS}: data.path")
     if _untracked(path):
         raise UserError(f"{path}: not under version control, and an experiment would put it into Git: `dvc add {path}`")
     return None, path
 
 
-def load(path: Path) -> tuple[str, Dataset]:
-    """Read a dataset; returns its name and the dataset. Raises as `find` does, and for what is in the file."""
-    pointer, file = find(path)
+def is_same(path: Path) -> bool:
+    """Whether ``data.target_path`` says: that of ``data.path``. DVC can have no null as a dependency."""
+    return path.suffix == ".yaml" and read_yaml(path, f"a dataset: {KINDS}") == {"same": "data.path"}
+
+
+def load(path: Path, data: Data, seed: int, size: tuple[int, int] | None = None) -> Named:
+    """Read a dataset, its images brought to `size` (H, W) if given; returns its name and the dataset.
+
+    Raises as `find` does, and for what is in the file or folder.
+    """
+    test_fraction, skip = data.test_fraction, data.unreadable == "skip"
+    pointer, found = find(path)
+    if found.is_dir():
+        return path.name, read_pictures(found, size, test_fraction, seed, skip)
     if pointer is None:
-        return path.stem, read_dataset(file)
-    return pointer.name, READERS[pointer.format](file, pointer.class_names)
+        name, dataset = path.stem, read_dataset(found)
+    else:
+        name, dataset = pointer.name, READERS[pointer.format](found, pointer.class_names)
+    return name, resized(path, dataset, size) if size else dataset
+
+
+def load_both(data: Data, seed: int) -> tuple[Named, Named]:
+    """Read the source's and the target's dataset, which may be the same, and bring their images to one size.
+
+    That is ``data.image_size`` or, if it is null, the size of the source's images. Grey images become RGB where the
+    others are. Raises as `load` does.
+    """
+    path, side = Path(data.path), data.image_size
+    source = load(path, data, seed, (side, side) if side else None)
+    if is_same(Path(data.target_path)):
+        return source, source
+    height, width, channels = source[1].x_train.shape[1:]
+    target = load(Path(data.target_path), data, seed, (height, width))
+    if (theirs := target[1].x_train.shape[3]) == channels:
+        return source, target
+    if {channels, theirs} != {1, 3}:
+        raise UserError(f"{data.target_path}: {theirs} channels, expected {channels}, as {path} has, or grey and RGB")
+    return _rgb(source), _rgb(target)
+
+
+def resized(path: Path, dataset: Dataset, size: tuple[int, int]) -> Dataset:
+    """Images brought to a size (H, W): shorter side resized, centre cropped; raises `UserError` for odd channels."""
+    _, *old, channels = dataset.x_train.shape
+    if tuple(old) == size:
+        return dataset
+    if channels not in (1, 3, 4):
+        raise UserError(f"{path}: images of {channels} channels, expected 1, 3 or 4 to resize them: data.image_size")
+
+    def fit(image: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+        return np.asarray(ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)).reshape(*size, channels)
+
+    train, test = (np.stack([fit(image) for image in x]) for x in (dataset.x_train, dataset.x_test))
+    note = f"resized from {old[1]}x{old[0]} to {size[1]}x{size[0]} pixels: shorter side, then centre cropped"
+    return replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, note))
+
+
+def _rgb(named: Named) -> Named:
+    name, dataset = named
+    if dataset.x_train.shape[3] == 3:
+        return named
+    train, test = (np.repeat(x, 3, axis=3) for x in (dataset.x_train, dataset.x_test))
+    return name, replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, "grey made RGB"))
 
 
 def _untracked(path: Path) -> bool:

@@ -8,20 +8,26 @@ from stages.shared.errors import UserError, shown
 from stages.shared.halves import Half, Part, Side
 
 
-def split(name: str, dataset: Dataset, data: Data, seed: int) -> dict[Side, Half]:
-    """The two halves of the dataset called `name`; raises `UserError` if it lacks what `data` asks for."""
-    source = _labels(data.source_classes, dataset.class_names, "data.source_classes")
-    target = _labels(data.target_classes, dataset.class_names, "data.target_classes")
-    if both := [dataset.class_names[label] for label in target if label in source]:
+def split(source: tuple[str, Dataset], target: tuple[str, Dataset], data: Data, seed: int) -> dict[Side, Half]:
+    """The source's and the target's half of two datasets with their names, which may be one and the same.
+
+    Raises `UserError` if they lack what `data` asks for.
+    """
+    (name, dataset), (target_name, target_dataset) = source, target
+    labels = _labels(data.source_classes, dataset.class_names, "data.source_classes")
+    target_labels = _labels(data.target_classes, target_dataset.class_names, "data.target_classes")
+    if target is source and (both := [dataset.class_names[label] for label in target_labels if label in labels]):
         raise UserError(f"params.yaml: data.target_classes: {shown(both)}, expected none of data.source_classes")
     return {
-        "source": _half(name, dataset, source, data, data.source_per_class, seed, "source"),
-        "target": _half(name, dataset, target, data, data.target_per_class, seed, "target"),
+        "source": _half(name, dataset, labels, data, data.source_per_class, seed, "source"),
+        "target": _half(target_name, target_dataset, target_labels, data, data.target_per_class, seed, "target"),
     }
 
 
 def _labels(classes: list[int | str], names: list[str], key: str) -> list[int]:
     """Label numbers of classes given by number or by name."""
+    if classes == ["all"]:
+        return list(range(len(names)))
     labels = []
     for given in classes:
         if given not in names and not (isinstance(given, int) and given < len(names)):
@@ -47,7 +53,7 @@ def _half(
     held_out, kept = _held_out_and_kept(y_train, names, data.validation_fraction, per_class, seed, key)
     train, validation = (Part(dataset.x_train[rows], y_train[rows]) for rows in (kept, held_out))
     test = np.flatnonzero(y_test >= 0)
-    return Half(name, names, train, validation, Part(dataset.x_test[test], y_test[test]))
+    return Half(name, names, train, validation, Part(dataset.x_test[test], y_test[test]), dataset.notes)
 
 
 def _held_out_and_kept(

@@ -29,6 +29,7 @@ class Half:
     train: Part
     validation: Part
     test: Part
+    notes: tuple[str, ...] = ()  # on how the dataset was read
 
     @property
     def counts(self) -> dict[str, int]:
@@ -46,12 +47,14 @@ def write_half(side: Side, half: Half) -> None:
     arrays = {"class_names": np.array(half.class_names)}
     for part in PARTS:
         arrays |= {f"x_{part}": getattr(half, part).x, f"y_{part}": getattr(half, part).y}
-    write_npz(PREPARED / f"{side}.npz", arrays | {"dataset": np.array([half.dataset])})
+    notes = {"notes": np.array(half.notes)} if half.notes else {}
+    write_npz(PREPARED / f"{side}.npz", arrays | {"dataset": np.array([half.dataset])} | notes)
 
 
 def read_half(side: Side) -> Half:
     """Read ``data/prepared/<side>.npz``; raises `UserError` if it is missing or damaged."""
     keys = tuple(f"{axis}_{part}" for part in PARTS for axis in "xy")
-    arrays = read_npz(PREPARED / f"{side}.npz", (*keys, "class_names", "dataset"))
-    parts = (Part(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in PARTS)
-    return Half(str(arrays["dataset"][0]), arrays["class_names"].tolist(), *parts)
+    arrays = read_npz(PREPARED / f"{side}.npz", (*keys, "class_names", "dataset"), ("notes",))
+    train, validation, test = (Part(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in PARTS)
+    notes = tuple(arrays["notes"].tolist()) if "notes" in arrays else ()
+    return Half(str(arrays["dataset"][0]), arrays["class_names"].tolist(), train, validation, test, notes)

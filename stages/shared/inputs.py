@@ -12,6 +12,7 @@ import yaml
 from stages.settings import PARAMS, leaves
 from stages.shared.errors import UserError
 
+LARGEST_READ = 1_000_000  # bytes; larger files are compared by size and time
 _at_start: dict[str, Any] = {}
 
 
@@ -44,7 +45,7 @@ def _inputs() -> dict[str, Any]:
     paths = [Path(re.sub(r"\$\{(.+?)\}", lambda found: str(params[found[1]]), dep)) for dep in stage["deps"]]
     files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
     found: dict[str, Any] = {
-        file.as_posix(): _sha256(file, (status := file.stat()).st_size, status.st_mtime_ns)
+        file.as_posix(): _state(file, (status := file.stat()).st_size, status.st_mtime_ns)
         for file in files
         if file.is_file() and "__pycache__" not in file.parts and file.name[0] != "."
     }
@@ -57,6 +58,5 @@ def names_setting(stage: dict, key: str) -> bool:
 
 
 @functools.cache  # a file whose size and time are the same is not read again
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _state(file: Path, size: int, mtime_ns: int) -> Any:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if size <= LARGEST_READ else (size, mtime_ns)

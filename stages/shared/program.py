@@ -17,7 +17,7 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
-        if main.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None:
+        if Path(sys.argv[0]).parent.name == "stages" and sys.modules["__main__"].__spec__ is None:
             name = Path(sys.argv[0]).stem
             sys.exit(f"error: started by its path; run `python -m stages.{name}` in the repository's folder")
         if isinstance(sys.stdout, TextIOWrapper):

@@ -24,9 +24,20 @@ def load(path: Path) -> keras.Sequential:
         raise UserError(f"{path}: no model that Keras can load: {one_line(error)}; {HOW_TO_HEAL}") from None
 
 
-def save(model: keras.Sequential, path: Path) -> None:
+def class_names(path: Path) -> list[str]:
+    """The names that `save` put into a model's file; raises `UserError` if there are none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("metadata.json"))["class_names"]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{path}: {problem}, expected a model with class names, as the stages save") from None
+
+
+def save(model: keras.Sequential, path: Path, class_names: list[str]) -> None:
     """Save a model for plain ``keras.models.load_model``; equal models make equal files.
 
+    The names of the classes, in the order of the outputs, are in the file's ``metadata.json``, key ``class_names``.
     The date, and the memory addresses that Keras puts in as ``shared_object_id``, are replaced. The file has loss and
     metric, so that ``evaluate`` works, and, to be half as large, no state of the optimizer that trained it.
     """
@@ -39,13 +50,14 @@ def save(model: keras.Sequential, path: Path) -> None:
         saved.save(file)
         with zipfile.ZipFile(file) as old, zipfile.ZipFile(rewritten, "w") as new:
             for name in sorted(old.namelist()):
-                new.writestr(zipfile.ZipInfo(name), _without_accidents(name, old.read(name)))
+                new.writestr(zipfile.ZipInfo(name), _without_accidents(name, old.read(name), class_names))
     write_whole(path, rewritten.getbuffer())
 
 
-def _without_accidents(name: str, content: bytes) -> bytes:
+def _without_accidents(name: str, content: bytes, class_names: list[str]) -> bytes:
     if name == "metadata.json":
-        return json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}).encode()
+        ours = {"date_saved": "1980-01-01@00:00:00", "class_names": class_names}
+        return json.dumps(json.loads(content) | ours).encode()
     if name == "config.json":
         number: dict[bytes, int] = {}
         return re.sub(

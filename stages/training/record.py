@@ -24,7 +24,7 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
     cannot be written.
     """
     cpu = ThreadPoolExecutor(1).submit(cpuinfo.get_cpu_info)  # sleeps for a second, here beside the work
-    model_files.save(model, MODELS / f"{stage}.keras")
+    model_files.save(model, MODELS / f"{stage}.keras", half.class_names)
     log_p = log_probabilities(model_files.load(MODELS / f"{stage}.keras"), half.test.x)
     if not np.isfinite(log_p).all():
         raise UserError(f"{stage}: predictions that are not numbers; try a smaller {stage}.learning_rate")

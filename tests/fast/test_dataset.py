@@ -10,6 +10,7 @@ import pytest
 from archives import ARRAYS, TEST, TRAIN, refusal
 from stages.images.dataset import KEYS, MOST_CLASSES, read_dataset
 from stages.images.source import find, load
+from stages.settings import Data
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def test_dataset_is_read_as_it_was_saved(path, save, dtype, shape, order):
     images = {key: np.asarray(ARRAYS[key], order=order) for key in ("x_train", "x_test")}
     labels = {key: ARRAYS[key].astype(dtype).reshape(shape) for key in ("y_train", "y_test")}
     save(path, **ARRAYS | images | labels, note=np.array("further arrays are ignored"))
-    name, dataset = load(path)
+    name, dataset = load(path, Data(), 1)
     for key in KEYS:
         assert np.array_equal(getattr(dataset, key), ARRAYS[key])
         assert getattr(dataset, key).dtype == (np.uint8 if key[0] == "x" else np.int64)
@@ -91,7 +92,6 @@ def test_images_with_channels_first_are_refused_with_what_turns_them(path):
 
 
 def test_path_that_is_no_file_is_refused_with_what_to_do(tmp_path, path):
-    assert refusal(tmp_path, read=find) == "a folder, expected arrays (.npz) or a pointer (.yaml): data.path"
     missing = "No such file or directory, expected a pointer (.yaml) or arrays (.npz): data.path"
     assert refusal(tmp_path / "none.yaml", read=find) == missing
     os.mkfifo(tmp_path / "fifo.npz")
@@ -112,6 +112,6 @@ def test_file_that_an_experiment_would_commit_is_refused(tmp_path, monkeypatch):
     subprocess.run(["git", "add", "tracked.npz"], check=True)
     Path(".gitignore").write_text("/ignored.npz\n")  # as `dvc add` does
     advice = "an experiment would put it into Git: `dvc add untracked.npz`"
-    assert refusal(Path("untracked.npz"), read=load).endswith(advice)
+    assert refusal(Path("untracked.npz"), read=find).endswith(advice)
     for name in ("tracked.npz", "ignored.npz", "../outside.npz"):
-        load(Path(name))
+        load(Path(name), Data(), 1)

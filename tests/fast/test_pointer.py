@@ -23,7 +23,7 @@ from stages import prepare
 from stages.images import pointer
 from stages.images.pointer import DownloadError, cached_archive, fetch, read_pointer
 from stages.images.source import load
-from stages.settings import Settings
+from stages.settings import Data, Settings
 from stages.shared.errors import UserError
 from stages.shared.files import sha256
 
@@ -233,7 +233,7 @@ def test_archive_put_by_hand_is_read_as_the_pointer_says_and_kept(tmp_path, writ
     path = write(DEAD, content=content, format=kind, name="Ten Things")
     (tmp_path / ARCHIVE).write_bytes(content)
     for _ in range(2):
-        name, dataset = load(path)
+        name, dataset = load(path, Data(), 1)
         assert (name, dataset.class_names) == ("Ten Things", names)
         (tmp_path / ARCHIVE).unlink(missing_ok=True)  # as a run elsewhere that does not see untracked files
     assert cached() == [ARCHIVE]

@@ -17,7 +17,8 @@ DATASET = Dataset(*(tiny_arrays()[key] for key in KEYS), CLASS_NAMES)
 
 
 def halves(dataset: Dataset = DATASET, seed: int = 1, **changes) -> dict[str, Half]:
-    return split("tiny", dataset, Data(**changes), seed)
+    source = ("tiny", dataset)
+    return split(source, source, Data(**changes), seed)
 
 
 def rows_of(images: np.ndarray, among: np.ndarray) -> list[int]:
@@ -116,7 +117,8 @@ def test_what_is_written_is_the_split_and_equal_in_two_runs(tiny, params, worksp
     files = {path: path.read_bytes() for path in workspace.glob("data/prepared/*.npz")}
     prepare.main()
     assert {path: path.read_bytes() for path in workspace.glob("data/prepared/*.npz")} == files
-    read, expected = read_half("source"), split("tiny", DATASET, changed.data, changed.seed)["source"]
+    read = read_half("source")
+    expected = halves(seed=changed.seed, validation_fraction=0.2, source_per_class=5)["source"]
     assert (read.dataset, read.class_names) == ("tiny", expected.class_names)
     for part in PARTS:
         for axis, dtype in (("x", np.uint8), ("y", np.int64)):

@@ -28,7 +28,7 @@ def files_in(path: Path) -> list[Path]:
 def declared(stage: dict, folder: Path) -> dict[str, set[str]]:
     """What a stage of `dvc.yaml` declares, by kind: files, those of folders included, and settings."""
     files: dict[str, set[str]] = {}
-    names = [dep.replace("${data.path}", SETTINGS["data.path"]) for dep in stage["deps"]]
+    names = [str(SETTINGS[dep[2:-1]]) if dep.startswith("${") else dep for dep in stage["deps"]]
     for kind, paths in {"deps": names, "written": outputs(stage)}.items():
         files[kind] = {file.relative_to(folder).as_posix() for path in paths for file in files_in(folder / path)}
     everything = any(isinstance(entry, dict) for entry in stage["params"])  # the whole file

@@ -11,8 +11,8 @@ from tiny import tiny_arrays
 # `prepare` is too short to be met: in this repository it waits at the moment that the environment names.
 MOMENTS = {
     "settings read": "    params = settings.load()\n",
-    "data read": "    name, dataset = source.load(path)\n",
-    "all written": '.to_string(max_rows=MOST_ROWS)}")\n',
+    "data read": "    datasets = source.load_both(params.data, params.seed)\n",
+    "all written": "print(class_counts(half).to_string(max_rows=MOST_ROWS))\n",
 }
 WAIT = """
 import os, pathlib, time

@@ -32,7 +32,7 @@ def test_saving_does_not_recompile_the_callers_model(model, x, workspace):
     model.compile("adam", loss="sparse_categorical_crossentropy", loss_weights=[0.5])
     model.fit(x, y, verbose=0)
     optimizer, loss, fitted = model.optimizer, model.loss, model.evaluate(x, y, verbose=0)
-    model_files.save(model, workspace / "m.keras")
+    model_files.save(model, workspace / "m.keras", ["a", "b"])
     assert model.optimizer is optimizer
     assert model.loss is loss
     assert model.evaluate(x, y, verbose=0) == fitted
@@ -49,7 +49,7 @@ print(json.dumps([*model.evaluate(x, y, verbose=0), model.predict(x, verbose=0).
 
 
 def test_models_open_in_plain_keras_elsewhere(model, tiny, x, tiny_dataset, workspace):
-    model_files.save(model, workspace / "m.keras")
+    model_files.save(model, workspace / "m.keras", ["a", "b"])
     files = [str(workspace / name) for name in (tiny.data.path, "m.keras")]
     command = [sys.executable, "-W", "error::UserWarning", "-c", PLAIN_KERAS, *files]
     answer = subprocess.run(command, cwd="/", env={}, check=False, capture_output=True, text=True)
@@ -64,7 +64,7 @@ def test_models_open_in_plain_keras_elsewhere(model, tiny, x, tiny_dataset, work
 def test_missing_or_damaged_model_is_refused_in_one_line(model, workspace):
     """Flipped bits: test_accidents.py."""
     file = workspace / "m.keras"
-    model_files.save(model, file)
+    model_files.save(model, file, ["a", "b"])
     whole = file.read_bytes()
     for damaged in (None, b"", whole[: len(whole) // 2], whole[:-1], b"version https://example.org\n"):
         file.unlink() if damaged is None else file.write_bytes(damaged)

@@ -1,0 +1,171 @@
+"""What a trained model sees in pictures: ``python predict.py models/finetune_fc.keras photo.jpg folder 'more/*.png'``.
+
+A folder stands for all pictures in it; ``-`` reads paths from standard input, one a line. What cannot be read is named
+on standard error and does not end the rest; the exit code is then 1.
+"""
+
+import argparse
+import base64
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from stages.shared.process import set_up
+
+set_up()  # before packages are imported that may be missing
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment
+from PIL import Image
+
+from stages.images.pictures import SUFFIXES, in_parallel
+from stages.shared.errors import UserError, one_line
+from stages.shared.files import write_whole
+from stages.shared.program import program
+
+BATCH = 500  # pictures
+MOST_SHOWN = 1000  # pictures on the page, rows on the terminal
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Predictions of {{ model }}</title>
+<style>
+  :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+  body { max-width: 72rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+  h1 { font-size: 1.5rem; }
+  ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; padding: 0; }
+  li { list-style: none; border: 1px solid #8884; border-radius: .6rem; padding: .6rem; }
+  img { width: 100%; border-radius: .3rem; image-rendering: pixelated; }
+  small { opacity: .75; }
+  p { display: flex; justify-content: space-between; margin: .2rem 0; position: relative; padding: 0 .3rem; }
+  p::before { content: ""; position: absolute; inset: 0 auto 0 0; width: var(--p); background: #4a8fe755; }
+</style>
+<h1>Predictions of {{ model }}</h1>
+{% if left_out %}
+<p>{{ left_out }} more pictures are in the table, not on this page.</p>
+{% endif %}
+<ol>
+{% for image, (picture, classes) in rows %}
+  <li><img src="{{ image }}" alt=""><small>{{ picture }}</small>
+{% for name, probability in classes %}
+{% set percent = '%.1f%%' | format(100 * probability) %}
+    <p style="--p: {{ percent }}"><span>{{ name }}</span><span>{{ percent }}</span></p>
+{% endfor %}
+  </li>
+{% endfor %}
+</ol>
+</html>
+"""
+
+
+def pictures(arguments: list[str]) -> list[Path]:
+    """The files that arguments name; raises `UserError` if one names nothing."""
+    found: list[Path] = []
+    for argument in arguments:
+        if argument == "-":
+            found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+        elif Path(argument).is_dir():
+            found += sorted(path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES)
+        elif Path(argument).exists() or not glob.has_magic(argument):
+            found.append(Path(argument))
+        else:
+            found += [Path(path) for path in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207
+    if not found:
+        raise UserError(f"{one_line(' '.join(arguments))}: no pictures there, expected files, folders or patterns")
+    return found
+
+
+def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Predict pictures part by part, so that memory does not grow with their number.
+
+    Returns a table with the columns picture, class 1, probability 1, class 2, ..., pictures as data URIs for the page,
+    and what could not be read, a line each. Raises `UserError` if the model's file does not fit.
+    """
+    from stages.training import model_files  # imports TensorFlow, which takes seconds
+    from stages.training.record import log_probabilities
+
+    names = np.array(model_files.class_names(model_file))
+    model = model_files.load(model_file)
+    height, width, channels = model.input_shape[1:]
+    rows, shown, failed = [], list[str](), list[str]()
+    read = zip(paths, in_parallel(paths, (height, width)), strict=True)
+    while part := list(islice(read, BATCH)):
+        good = [(path, picture.pixels) for path, picture in part if not isinstance(picture, ValueError)]
+        failed += [f"{path}: {error}" for path, error in part if isinstance(error, ValueError)]
+        if not good:
+            continue
+        x = np.stack([pixels for _, pixels in good])
+        if channels == 1:
+            x = np.stack([np.asarray(Image.fromarray(pixels).convert("L"))[..., None] for pixels in x])
+        p = np.exp(log_probabilities(model, x))
+        best = np.argsort(-p, axis=1, kind="stable")[:, :top]
+        for i, (path, pixels) in enumerate(good):
+            ranked = zip(names[best[i]], p[i, best[i]], strict=True)
+            rows.append([str(path), *(value for pair in ranked for value in pair)])
+            if page and len(shown) < MOST_SHOWN:
+                shown.append(data_uri(pixels))
+    numbers = range(1, min(top, len(names)) + 1)
+    columns = ["picture", *(f"{what} {i}" for i in numbers for what in ("class", "probability"))]
+    return pd.DataFrame(rows, columns=columns), shown, failed
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """A picture, uint8 (H, W, 3), as an address that holds it."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def batched(row: Sequence) -> Iterator[tuple[str, float]]:
+    """The classes of a row with their probabilities."""
+    return zip(row[::2], row[1::2], strict=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, parsed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a .keras file of this pipeline")
+    parser.add_argument("pictures", nargs="+", help="files, folders, patterns, or - for a list")
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes shown of each picture (3)")
+    for kind in ("csv", "json", "html"):
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write {kind.upper()}, too")
+    return parser.parse_args()
+
+
+@program
+def main() -> None:
+    """Read the pictures, predict, and write what was asked for."""
+    options = arguments()
+    if options.top < 1:
+        raise UserError(f"--top: was {options.top}, expected at least 1")
+    paths = pictures(options.pictures)
+    table, shown, failed = predict(options.model, paths, options.top, options.html is not None)
+    if len(table):
+        print(table.to_string(index=False, max_rows=MOST_SHOWN, float_format="{:.3f}".format))
+    if options.csv:
+        write_whole(options.csv, table.to_csv(index=False, float_format="%.6f").encode())
+    if options.json:
+        nested = [
+            {"picture": row[0], "predictions": [{"class": c, "probability": round(p, 6)} for c, p in batched(row[1:])]}
+            for row in table.itertuples(index=False)
+        ]
+        write_whole(options.json, (json.dumps(nested, indent=2, ensure_ascii=False) + "\n").encode())
+    if options.html:
+        rows = [(row[0], list(batched(row[1:]))) for row in table.head(MOST_SHOWN).itertuples(index=False)]
+        template = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
+        page = template.render(model=options.model, rows=zip(shown, rows, strict=True), left_out=len(table) - len(rows))
+        write_whole(options.html, page.encode())
+    if failed:
+        raise UserError("\n  ".join([f"{len(failed)} of {len(paths)} pictures cannot be read:", *failed]))
+
+
+if __name__ == "__main__":
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    main()

@@ -1,0 +1,208 @@
+"""Pictures in a folder: one sub-folder per class, or a CSV file that lists them."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from stages.images.dataset import Dataset, checked_dataset
+from stages.shared.errors import UserError, one_line, shown
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+PARTS = {"train": "train", "val": "train", "test": "test"}  # without a test folder, val is the test part
+SYSTEM_FILES = ("Thumbs.db", "desktop.ini")  # and what starts with a dot
+MOST_TOLD = 100  # files that cannot be read
+
+
+class Picture(NamedTuple):
+    """A picture's pixels, uint8 (H, W, 3), its size as stored, (width, height), and what was done to it."""
+
+    pixels: np.ndarray
+    stored: tuple[int, int]
+    changes: tuple[str, ...]
+
+
+def read_picture(path: Path, size: tuple[int, int] | None) -> Picture:
+    """Read one picture as RGB, upright, of a GIF the first frame, transparent parts on white, 16 bit as 8.
+
+    If `size` (H, W) is given, the shorter side is resized to it and the centre cropped. Raises `ValueError` with a
+    reason in one line if it cannot be read.
+    """
+    changes = []
+    try:
+        with Image.open(path, formats=FORMATS) as file:
+            stored = file.size
+            if size:
+                file.draft(None, (2 * max(size), 2 * max(size)))  # a large JPEG is decoded smaller, which is quick
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            if file.getexif().get(0x0112, 1) != 1:
+                changes.append("turned as EXIF says")
+            if picture.mode.startswith(("I", "F")):
+                changes.append("16 bit made 8")
+                picture = Image.fromarray((np.asarray(picture, float) / 257).clip(0, 255).astype(np.uint8))
+            if picture.has_transparency_data:
+                changes.append("transparent, put on white")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            if picture.mode in ("1", "L"):
+                changes.append("greyscale")
+            picture = picture.convert("RGB")
+            if size and picture.size != size[::-1]:
+                picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+            return Picture(np.asarray(picture), stored, tuple(changes))
+    except UnidentifiedImageError:
+        raise ValueError(f"none of {', '.join(FORMATS)}") from None
+    except OSError as error:
+        raise ValueError(error.strerror or one_line(error)) from None
+    except Exception as error:  # damaged pictures raise nearly anything
+        raise ValueError(one_line(error)) from None
+
+
+def in_parallel(paths: list[Path], size: tuple[int, int] | None) -> Iterator[Picture | ValueError]:
+    """Read pictures with all cores, showing progress; yields a `Picture` or a `ValueError` for each, in their order."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+    def read(path: Path) -> Picture | ValueError:
+        try:
+            return read_picture(path, size)
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(cores) as pool, tqdm(total=len(paths), unit=" pictures", disable=None) as progress:
+        for start in range(0, len(paths), 1000):  # what is read waits in memory
+            for picture in pool.map(read, paths[start : start + 1000]):
+                progress.update()
+                yield picture
+
+
+def read_pictures(folder: Path, size: tuple[int, int] | None, test_fraction: float, seed: int, skip: bool) -> Dataset:
+    """Read all pictures of a folder, in the order of their file names; a test part is split off if there is none.
+
+    Raises `UserError` with a list of the files that cannot be read, unless `skip` is set.
+    """
+    listed = _listed(folder)
+    paths = [folder / path for path in listed["path"]]
+    size = size or _common_size(folder, paths)
+    pixels = np.empty((len(paths), *size, 3), np.uint8)
+    changes, stored, failed = Counter[str](), set(), {}
+    for i, picture in enumerate(in_parallel(paths, size)):
+        if isinstance(picture, ValueError):
+            failed[listed["path"][i]] = picture
+        else:
+            pixels[i] = picture.pixels
+            changes.update(picture.changes)
+            stored.add(picture.stored)
+    told = [f"{path}: {problem}" for path, problem in failed.items()]
+    if failed and not skip:
+        more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+        head = f"{folder}: {len(told)} of {len(paths)} files cannot be read:"
+        raise UserError("\n  ".join([head, *told[:MOST_TOLD], *more]) + "\nRemove them, or set data.unreadable=skip")
+    read = ~listed["path"].isin(failed)
+    notes = [_sizes(int(read.sum()), stored, size), *(f"{what}: {n}" for what, n in sorted(changes.items()))]
+    notes += [f"skipped: {problem}" for problem in told]
+    return _in_parts(folder, listed[read], pixels[read], test_fraction, seed, notes)
+
+
+def _listed(folder: Path) -> pd.DataFrame:
+    """The folder's pictures in the order of their names: columns path (in the folder), label, part (or empty)."""
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in found if path.name not in SYSTEM_FILES and not any(p[0] == "." for p in path.parts)]
+    lists = [path for path in files if path.suffix.lower() == ".csv" and len(path.parts) == 1]
+    if lists:
+        return _by_list(folder, lists)
+    tops = {path.parts[0] for path in files if len(path.parts) > 1}
+    level = 1 if "train" in tops and tops <= set(PARTS) else 0
+    if alone := [path.as_posix() for path in files if len(path.parts) < level + 2]:
+        raise UserError(f"{folder}: {shown(alone)}: in no class's folder, expected {folder}/CLASS/PICTURE")
+    rows = [(path.as_posix(), path.parts[level], path.parts[0] if level else "") for path in files]
+    return _table(folder, pd.DataFrame(rows, columns=["path", "label", "part"]))
+
+
+def _by_list(folder: Path, lists: list[Path]) -> pd.DataFrame:
+    if len(lists) > 1:
+        raise UserError(f"{folder}: {shown([str(path) for path in lists])}: expected one list of pictures (.csv)")
+    path = folder / lists[0]
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: {one_line(error)}, expected columns path, label and, optionally, split") from None
+    if not {"path", "label"} <= set(table) <= {"path", "label", "split"}:
+        raise UserError(f"{path}: columns {shown(list(table))}, expected path, label and, optionally, split")
+    outside = [p for p in table["path"] if Path(p).is_absolute() or ".." in Path(p).parts]
+    if outside:
+        raise UserError(f"{path}: {shown(outside)}: expected paths in {folder}, which DVC tracks")
+    return _table(folder, table.rename(columns={"split": "part"}).assign(**{} if "split" in table else {"part": ""}))
+
+
+def _table(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
+    if table.empty:
+        raise UserError(f"{folder}: no pictures, expected {folder}/CLASS/PICTURE")
+    given = set(table["part"]) - {""}
+    if given and (unknown := given - set(PARTS) or ({""} & set(table["part"]) and {"(empty)"})):
+        raise UserError(f"{folder}: split {shown(sorted(unknown))}, expected some of {sorted(PARTS)}, or none")
+    parts = PARTS if "test" in given else PARTS | {"val": "test"}
+    table = table.assign(part=table["part"].map(parts | {"": ""}), name=[Path(path).name for path in table["path"]])
+    return table.sort_values(["name", "path"], ignore_index=True)
+
+
+def _common_size(folder: Path, paths: list[Path]) -> tuple[int, int]:
+    """The size (H, W) that all pictures have; raises `UserError` if they differ."""
+    sizes = set()
+    for path in paths:
+        try:
+            with Image.open(path, formats=FORMATS) as picture:
+                turned = picture.getexif().get(0x0112, 1) > 4
+                sizes.add(picture.size if turned else picture.size[::-1])
+        except Exception:  # told when it is read
+            continue
+    if len(sizes) != 1:
+        wanted = "expected one size, or data.image_size, the side in pixels to bring them to: 32 to 96 make sense"
+        raise UserError(f"{folder}: pictures of {len(sizes)} sizes, {wanted}")
+    return sizes.pop()
+
+
+def _sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, int]) -> str:
+    smallest, largest = (("{}x{}".format(*choose(stored, key=np.prod))) for choose in (min, max))
+    sizes = smallest if len(stored) == 1 else f"{smallest} to {largest}"
+    resized = "" if stored == {size[::-1]} else f", shorter side resized and centre cropped to {size[1]}x{size[0]}"
+    return f"{count} pictures of {sizes} pixels{resized}"
+
+
+def _in_parts(
+    folder: Path, listed: pd.DataFrame, pixels: np.ndarray, test_fraction: float, seed: int, notes: list[str]
+) -> Dataset:
+    """A dataset of what was read; equal pictures, by the hash of their pixels, never stand on both sides."""
+    names = sorted(set(listed["label"]))
+    labels = listed["label"].map({name: i for i, name in enumerate(names)}).to_numpy()
+    hashes = [hashlib.sha256(picture.data).digest() for picture in np.ascontiguousarray(pixels)]
+    _, first, same = np.unique(np.array([h.hex() for h in hashes]), return_index=True, return_inverse=True)
+    if (copies := len(labels) - len(first)) > 0:
+        notes.append(f"exact duplicates: {copies}")
+    if listed["part"].iloc[0]:
+        test = (listed["part"] == "test").to_numpy()
+        in_test = np.isin(same, same[test]) & ~test
+        if in_test.any():
+            notes.append(f"left out of the training images, as they are test images, too: {in_test.sum()}")
+        train = ~test & ~in_test
+    else:
+        rng, in_test_group = np.random.default_rng(seed), np.zeros(len(first), bool)
+        for label, name in enumerate(names):
+            groups = rng.permutation(np.flatnonzero(labels[first] == label))
+            if len(groups) < 2:
+                wanted = "expected at least 2, one of them for testing"
+                raise UserError(f"{folder}: class {shown(name)} has {len(groups)} different pictures, {wanted}")
+            in_test_group[groups[: min(len(groups) - 1, max(1, round(test_fraction * len(groups))))]] = True
+        test = in_test_group[same]
+        train = ~test
+        notes.append(f"test images split off by class: {test.sum()}")
+    arrays = {"x_train": pixels[train], "y_train": labels[train], "x_test": pixels[test], "y_test": labels[test]}
+    return checked_dataset(folder, arrays | {"class_names": np.array(names)}, tuple(notes))
