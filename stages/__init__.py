@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.argv[0] == "-m":  # Python is starting a stage; an import does none of this
+if sys.argv[0] in ("-m", "export.py"):  # Python is starting a stage, or that; an import does none of this
     from stages.shared.process import set_up
 
     set_up()

@@ -17,9 +17,10 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapped() -> None:
-        if main.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None:
-            name = Path(sys.argv[0]).stem
-            sys.exit(f"error: started by its path; run `python -m stages.{name}` in the repository's folder")
+        started = Path(sys.argv[0])
+        by_path = main.__module__ == "__main__" and sys.modules["__main__"].__spec__ is None
+        if by_path and not started.with_name("stages").is_dir():
+            sys.exit(f"error: started by its path; run `python -m stages.{started.stem}` in the repository's folder")
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
         try:
