@@ -5,7 +5,7 @@ READY := .venv/ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PTH := import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")
 
-.PHONY: setup run test check docs study reproduce lock
+.PHONY: setup run test check docs study export reproduce lock
 setup: $(READY)
 
 # PTH puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
@@ -70,6 +70,11 @@ docs: $(READY)
 PLAN ?= studies/digits.yaml
 study: $(READY)
 	@$(BIN)/python -m studies $(PLAN)
+
+# Writes models/export/; with ONNX=1 also ONNX, which needs packages that it names.
+MODEL ?= models/finetune_fc.keras
+export: $(READY)
+	@$(BIN)/python export.py $(if $(ONNX),--onnx) $(MODEL)
 
 reproduce: $(READY)
 	@$(BIN)/python benchmarks/reproduce.py

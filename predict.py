@@ -4,6 +4,9 @@ A folder stands for all pictures in it; ``-`` reads paths from standard input, o
 on standard error and does not end the rest; the exit code is then 1.
 """
 
+import stages  # noqa: F401, first: it refuses a Python without the packages
+
+# isort: split
 import argparse
 import base64
 import glob
@@ -14,10 +17,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-
-from stages.shared.process import set_up
-
-set_up()  # before packages are imported that may be missing
 
 import numpy as np
 import pandas as pd

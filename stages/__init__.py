@@ -1,8 +1,9 @@
 """The stages of the pipeline: ``python -m stages.prepare``, in the repository's folder."""
 
 import sys
+from pathlib import Path
 
-if sys.argv[0] == "-m":  # Python is starting a stage; an import does none of this
+if Path(sys.argv[0]).name in ("-m", "predict.py", "export.py"):  # Python is starting one; an import does none of this
     from stages.shared.process import set_up
 
     set_up()
