@@ -44,7 +44,7 @@ def train(params, tiny_dataset, cpu_info):
         loop.set_up(settings)
         model = network.build(half.train.x.shape[1:], 5, settings.model, half.train.x)
         loop.fit(model, half, settings.pretrain, stage)
-        model_files.save(model, MODELS / f"{stage}.keras")
+        model_files.save(model, MODELS / f"{stage}.keras", half.class_names)
         return half
 
     return train

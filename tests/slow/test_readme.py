@@ -3,10 +3,14 @@
 import json
 import re
 import shlex
+import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from counting import counted
 from repository import RESULTS, ROOT, Repository, default_params, stages_run, tiny_params
@@ -41,6 +45,25 @@ def repo(tmp_path_factory):
     return repo
 
 
+def take_photos(folder: Path) -> None:
+    """Some 240 photos of four kinds, of a colour each: sizes, greyscale, alpha, EXIF, one broken, one twice."""
+    rng, turned = np.random.default_rng(0), Image.Exif()
+    turned[0x0112] = 6
+    for i in range(240):
+        kind, size = i % 4, tuple(rng.integers(30, 90, 2))
+        noise = (
+            rng.normal(0, 30, (*size, 3)) + np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [30, 30, 30]])[kind]
+        )
+        photo = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
+        photo = photo.convert({0: "L", 1: "RGBA"}.get(i % 10, "RGB"))
+        path = folder / ["apple", "leaf", "sky", "night"][kind] / f"{i:03}.{'png' if i % 10 < 5 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.save(path, **({"exif": turned} if i % 10 == 7 else {}))
+    (folder / "sky/broken.jpg").write_bytes((folder / "sky/006.jpg").read_bytes()[:300])
+    shutil.copy(folder / "sky/002.png", folder / "sky/copy.png")
+    (folder / "sky/.DS_Store").touch()
+
+
 def on_the_digits(repo: Repository) -> str:
     """What `make run` prints, which says twice that these are the digits."""
     output = repo.run("sh", "-c", "exec make -o .venv/ready run <&-").stdout
@@ -58,7 +81,9 @@ def asked_for(command: str) -> set[str]:
 def test_every_command_of_the_readme(repo, tmp_path):
     baseline = dict(leaves(yaml.safe_load((repo.path / "params.yaml").read_text())))
     for command in COMMANDS:
-        output = repo.run("bash", "-c", command).stdout
+        if command == "dvc add photos":
+            take_photos(repo.path / "photos")
+        output = repo.run("bash", "-c", command, check=not command.startswith("python predict.py")).stdout
         counted["commands of the README, each run"] += 1
         if command.startswith("dvc exp run"):
             name = shlex.split(command)[shlex.split(command).index("-n") + 1]
@@ -78,7 +103,16 @@ def test_every_command_of_the_readme(repo, tmp_path):
         if command.startswith("dvc exp show"):
             assert "three-epochs" in output
             assert "finetune_fc.test_accuracy" in output
-        if command.startswith("dvc exp apply"):
+        if command.startswith("python predict.py"):
+            rows = [line.split() for line in output.splitlines() if line.startswith("photos/")]
+            assert len(rows) == 241
+            assert np.mean([row[0].split("/")[1] == row[1] for row in rows]) > 0.5
+            assert "1 of 242 pictures cannot be read:\n  photos/sky/broken.jpg: " in output
+            assert (repo.path / "predictions.html").read_text().count("<img") == 241
+            report = (repo.path / "reports/report.md").read_text()
+            for note in ("241 pictures of", "exact duplicates: 1", "greyscale: ", "turned as EXIF says: ", "broken"):
+                assert note in report
+        if command == "dvc exp apply random-features":
             assert yaml.safe_load((repo.path / "params.yaml").read_text())["pretrain"]["epochs"] == 0
             in_a_copy = repo.bytes_of(*RESULTS)  # which is where --temp runs
             assert stages_run(repo.dvc("repro", "--force", "--single-item", "finetune_fc")) == ["finetune_fc"]
