@@ -22,9 +22,8 @@ REPRO = (sys.executable, "-m", "dvc", "repro")
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (
     "dvc.yaml", "stages", "studies", "benchmarks", "Makefile", "README.md", "docs", ".gitignore", ".dvcignore",
-    ".dvc/.gitignore", "data/raw/digits.npz", "data/raw/cifar10.yaml", "data/raw/same.yaml", "predict.py", "export.py",
-    "data/prepared/.gitkeep", "models/.gitkeep",
-    "reports/.gitkeep",
+    ".dvc/.gitignore", ".dvc/plots", "data/raw/digits.npz", "data/raw/cifar10.yaml", "data/raw/same.yaml", "predict.py",
+    "export.py", "data/prepared/.gitkeep", "models/.gitkeep", "reports/.gitkeep",
 )  # fmt: skip
 
 
@@ -65,7 +64,7 @@ class Repository:
                 shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copyfile(ROOT / name, path / name)
-        (path / ".dvc/config").write_text("[core]\n    analytics = false\n")
+        (path / ".dvc/config").write_text("[core]\nanalytics = false\n[plots]\nhtml_template = plots/page.html\n")
         np.savez(path / "data/raw/tiny.npz", **tiny_arrays())
         (path / "params.yaml").write_text(yaml.safe_dump(params or tiny_params(), sort_keys=False))
         self.run("git", "init", "-q", "-b", "main")

@@ -47,7 +47,7 @@ def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for ax, quantity in zip(axes, ("accuracy", "loss"), strict=True):
         for color, (stage, history) in zip(cycle(COLORS), histories.items(), strict=False):
-            epochs, dashed = history["epoch"] + 1, {"ls": "--", "marker": "."}
+            epochs, dashed = history["epoch"], {"ls": "--", "marker": "."}
             ax.plot(epochs, history[quantity], color=color, label=f"{stage}, training")
             ax.plot(epochs, history[f"val_{quantity}"], color=color, label=f"{stage}, {drawn_on}", **dashed)
         ax.set(xlabel="epoch", ylabel=quantity)

@@ -54,7 +54,7 @@ def fit(
 ) -> tuple[pd.DataFrame, float]:
     """Train a model's trainable layers; returns the learning curves and the seconds it took.
 
-    The curves have one row an epoch: epoch (int, from 0), accuracy, loss (running means while training), val_accuracy,
+    The curves have one row an epoch: epoch (int, from 1), accuracy, loss (running means while training), val_accuracy,
     val_loss (after the epoch, on the half's `curves_part`). What frozen, deterministic layers make of an image is
     computed once, see `features`. Raises `UserError` if the loss is not a number.
     """
@@ -88,7 +88,7 @@ def fit(
             f"{stage}: the loss became {history['loss'].iloc[-1]} in epoch {len(history)} of {recipe.epochs}: expected "
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
-    return history.rename_axis("epoch").reset_index(), time.perf_counter() - start
+    return history.set_index(history.index + 1).rename_axis("epoch").reset_index(), time.perf_counter() - start
 
 
 def _optimizer(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:

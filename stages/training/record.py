@@ -34,6 +34,7 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
         "actual": names[half.test.y],
         "predicted": names[predicted],
         "probability": np.exp(log_p.max(axis=1)),
+        "label": half.test.y,  # the order of the classes, for `dvc plots`
     }
     curves = history.to_csv(index=False).encode()
     predicted_csv = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f").encode()

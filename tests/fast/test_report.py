@@ -39,7 +39,7 @@ def result(stage, half, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU") -> 
     predicted = np.where(np.isin(np.arange(len(actual)), wrong), (actual + 1) % len(names), actual)
     predictions = pd.DataFrame({"row": range(len(actual)), "actual": names[actual], "predicted": names[predicted]})
     predictions["probability"] = np.linspace(0.4, 1, len(actual))
-    rows = [[epoch, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
+    rows = [[epoch + 1, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
     history = pd.DataFrame(rows, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"], dtype=float)
     record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": float((predicted == actual).mean())}
     record |= {"test_loss": 0.75, "set_up": {"cpu": cpu, "threads": 2}}
@@ -230,6 +230,7 @@ def test_figures_show_the_right_images_and_say_which(drawn, channels, validation
     shown = drawn(found)
     dashed = shown["curves"].legends[0].get_texts()[1].get_text()
     assert dashed == f"pretrain, {'validation' if validation else 'test'} images"
+    assert shown["curves"].axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]  # epochs, as in the history
     counts = [text.get_text() for text in shown["confusion_finetune_fc"].axes[0].texts]
     assert counts == ["19", "1", "0", "0", "20", "0", "1", "0", "19"]
     _, without, panel = shown["mistakes"].subfigs

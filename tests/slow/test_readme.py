@@ -51,10 +51,8 @@ def take_photos(folder: Path) -> None:
     turned[0x0112] = 6
     for i in range(240):
         kind, size = i % 4, tuple(rng.integers(30, 90, 2))
-        noise = (
-            rng.normal(0, 30, (*size, 3)) + np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [30, 30, 30]])[kind]
-        )
-        photo = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
+        colour = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (30, 30, 30)][kind]
+        photo = Image.fromarray(rng.normal(colour, 30, (*size, 3)).clip(0, 255).astype(np.uint8))
         photo = photo.convert({0: "L", 1: "RGBA"}.get(i % 10, "RGB"))
         path = folder / ["apple", "leaf", "sky", "night"][kind] / f"{i:03}.{'png' if i % 10 < 5 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,8 @@ def test_predictions_and_record_are_what_keras_evaluates(tiny, halves, overconfi
     assert (kept["set_up"]["threads"], kept["set_up"]["tensorflow"]) == (1, tf.__version__)
     assert read_sealed(Path("reports/timing/pretrain.json")) == {"train_seconds": 1.5}
     expected, table = saved.predict(half.test.x, verbose=0), pd.read_csv("reports/predictions/pretrain.csv")
-    assert list(table.columns) == ["actual", "predicted", "probability"]
+    assert list(table.columns) == ["actual", "predicted", "probability", "label"]
+    assert table["label"].tolist() == half.test.y.tolist()
     assert table["actual"].tolist() == [half.class_names[label] for label in half.test.y]
     assert table["predicted"].tolist() == [half.class_names[label] for label in expected.argmax(axis=1)]
     assert table["probability"].to_numpy() == pytest.approx(expected.max(axis=1), abs=2e-6)
