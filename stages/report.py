@@ -15,11 +15,11 @@ from stages.shared.program import program
 
 def write_figures(found: results.Results) -> None:
     """Draw every figure into ``reports/figures``."""
-    wrong = [(r, figures.most_confident_mistakes(r.predictions)) for r in found.all]
+    wrong = {r.stage: (r.predictions.iloc[r.mistakes], r.half.test.x[r.mistakes], r.heat) for r in found.all}
     drawn = {
         "curves": figures.curves({r.stage: r.history for r in found.all}, f"{found.source.half.curves_part} images"),
         "per_class": figures.per_class([{r.stage: r.per_class() for r in rs} for rs in ([found.source], found.tuned)]),
-        "mistakes": figures.mistakes({r.stage: (rows, r.half.test.x[rows["row"]]) for r, rows in wrong}),
+        "mistakes": figures.mistakes(wrong),
     }
     for r in found.all:
         drawn[f"confusion_{r.stage}"] = figures.confusion(r.stage, r.predictions, r.half.class_names)

@@ -10,6 +10,7 @@ from stages.reporting.statistics import accuracy_interval
 from stages.shared.errors import UserError, one_line
 from stages.shared.files import artifact, check_sha256, read_sealed
 from stages.shared.halves import Half, read_half
+from stages.shared.npz import read_npz
 
 MANY = 30  # classes; of more, figures and tables show some
 PAIRS = 15  # of classes that are confused, shown of many
@@ -24,14 +25,17 @@ def hardest(by_class: pd.Series) -> list[str]:
 class Result:
     """One trained model.
 
-    history: one row an epoch, see ``training.loop.fit``. predictions: one row a test image, columns row (its number in
-    the half's test part), actual, predicted (class names), probability (of the predicted class).
+    history: one row an epoch, see ``training.loop.fit``. predictions: one row a test image, in the half's
+    order, columns actual, predicted (class names), probability (of the predicted class). mistakes: the rows of the most
+    confident ones, int64 (n,); heat: where the model looked there, float32 (n, h, w), see ``training.gradcam``.
     """
 
     stage: str
     half: Half
     history: pd.DataFrame
     predictions: pd.DataFrame
+    mistakes: np.ndarray
+    heat: np.ndarray
     record: dict
     train_seconds: float
 
@@ -122,10 +126,10 @@ def _read(stage: str, half: Half) -> Result:
         history = pd.read_csv(artifact("history", stage), dtype=float)
         names = {"actual": str, "predicted": str}
         predictions = pd.read_csv(artifact("predictions", stage), dtype=names, na_filter=False)
-        predictions.insert(0, "row", np.arange(len(predictions)))
         if predictions["actual"].tolist() != [half.class_names[label] for label in half.test.y]:
             raise ValueError("predictions of other images")
+        looked = read_npz(artifact("gradcam", stage), ("row", "heat"))
         seconds = float(read_sealed(artifact("timing", stage))["train_seconds"])
-        return Result(stage, half, history, predictions, record, seconds)
+        return Result(stage, half, history, predictions, looked["row"], looked["heat"], record, seconds)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"reports of {stage}: {one_line(error)}; expected what `dvc repro {stage}` writes") from None

@@ -18,6 +18,7 @@ from stages.reporting.results import Result, Results
 from stages.settings import Settings
 from stages.shared.files import artifact, sha256, write_sealed, write_whole
 from stages.shared.halves import Half, Part, write_half
+from stages.shared.npz import write_npz
 
 STAGES = ["pretrain", "finetune_output", "finetune_fc"]
 WEIGHTS = {"pretrain": 1000, "finetune_output": 50, "finetune_fc": 200, "finetune_third": 300}
@@ -37,13 +38,16 @@ def result(stage, half, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU") -> 
     """A model that is right but for the test images `wrong`, and fits the better the more weights it trains."""
     actual, names = half.test.y, np.array(half.class_names)
     predicted = np.where(np.isin(np.arange(len(actual)), wrong), (actual + 1) % len(names), actual)
-    predictions = pd.DataFrame({"row": range(len(actual)), "actual": names[actual], "predicted": names[predicted]})
+    predictions = pd.DataFrame({"actual": names[actual], "predicted": names[predicted]})
     predictions["probability"] = np.linspace(0.4, 1, len(actual))
     rows = [[epoch, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
     history = pd.DataFrame(rows, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"], dtype=float)
     record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": float((predicted == actual).mean())}
     record |= {"test_loss": 0.75, "set_up": {"cpu": cpu, "threads": 2}}
-    return Result(stage, half, history, predictions, record, seconds)
+    mistakes = np.array(sorted(wrong, reverse=True)[:8], int)
+    heat = np.zeros((len(mistakes), 2, 2), np.float32)
+    heat[:, 0, 1] = 1
+    return Result(stage, half, history, predictions, mistakes, heat, record, seconds)
 
 
 def made(source=SOURCE, target=TARGET, sizes=None, **changes) -> Results:
@@ -60,9 +64,10 @@ def write(found: Results) -> None:
     write_half("target", found.tuned[0].half)
     for r in found.all:
         sums = {}
-        for kind, table in (("history", r.history), ("predictions", r.predictions.drop(columns="row"))):
+        for kind, table in (("history", r.history), ("predictions", r.predictions)):
             write_whole(artifact(kind, r.stage), table.to_csv(index=False).encode())
             sums[kind] = sha256(artifact(kind, r.stage).read_bytes())
+        write_npz(artifact("gradcam", r.stage), {"row": r.mistakes, "heat": r.heat})
         write_sealed(artifact("record", r.stage), r.record | {"sha256_of": sums})
         write_sealed(artifact("timing", r.stage), {"train_seconds": r.train_seconds})
 
@@ -235,8 +240,10 @@ def test_figures_show_the_right_images_and_say_which(drawn, channels, validation
     _, without, panel = shown["mistakes"].subfigs
     assert without.get_suptitle() == "finetune_output: no mistakes"
     pixels = np.stack([ax.images[0].get_array() for ax in panel.axes if ax.images])
-    expected = found.tuned[1].half.test.x[[50, 3], ..., :3]  # the more confident one first
+    expected = found.tuned[1].half.test.x[[50, 3, 50, 3], ..., :3]  # the more confident one first; below, with its map
     assert np.array_equal(pixels, expected if channels > 1 else expected[..., 0])
+    assert [len(ax.images) for ax in panel.axes if ax.images] == [1, 1, 2, 2]
+    assert {tuple(image.get_extent()) for ax in panel.axes for image in ax.images} == {(-0.5, 5.5, 5.5, -0.5)}
     assert panel.axes[0].get_title() == "hen\ntaken for\nfox 91%"
 
 
@@ -257,7 +264,7 @@ def test_what_was_run_is_said(params):
 
 @pytest.mark.parametrize("damage", [None, b"", "half", b"a,b\n1,2\n", b"[]", b"\xff\xfe\x00\x01" * 9])
 def test_damaged_input_is_refused_in_one_line(main, without_figures, damage):
-    reports = [artifact(kind, "finetune_fc") for kind in ("history", "predictions", "record", "timing")]
+    reports = [artifact(kind, "finetune_fc") for kind in ("history", "predictions", "gradcam", "record", "timing")]
     for file in (*reports, Path("data/prepared/target.npz")):
         write(made())
         content = file.read_bytes()[: file.stat().st_size // 2] if damage == "half" else damage
