@@ -110,6 +110,25 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
     return figure
 
 
+def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A reliability diagram: of each model, accuracy by the probability it gave; the more images, the larger a point.
+
+    A table is what `statistics.reliability` returns.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 6), layout="constrained")
+    ax.plot([0, 1], [0, 1], color="grey", ls=":", label="as often right as it says")
+    for color, (stage, table) in zip(cycle(COLORS), tables.items(), strict=False):
+        ax.plot(table["probability"], table["accuracy"], color=color, alpha=0.4)
+        ax.scatter(table["probability"], table["accuracy"], 400 * table["images"] / table["images"].sum(), color=color)
+        ax.plot([], [], "o", color=color, label=stage)  # of one size in the legend
+    ax.set(xlabel="probability of the predicted class", ylabel="test accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left")
+    return figure
+
+
 def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> Figure:
     """Two rows a model: images that it took for another class, and the same with its heat maps laid over.
 

@@ -6,19 +6,29 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stages.reporting import published
 from stages.reporting.results import MANY, Result, Results, hardest
 from stages.reporting.statistics import accuracy_interval, mcnemar
 from stages.settings import Settings
+from stages.shared.halves import Half
 
 LEVEL = 0.05  # of significance, for all comparisons together
+IMBALANCED = 3  # times as many training images of a class as of another
 
 
 def plain(text: object) -> str:
     """Text that Markdown shows as it is, whatever a class is called."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", str(text))
+
+
+def imbalance(half: Half) -> list[tuple[str, int]]:
+    """The classes with the most and the fewest training images, if these differ by more than `IMBALANCED` times."""
+    counts = np.bincount(half.train.y, minlength=len(half.class_names))
+    extremes = [(half.class_names[i], int(counts[i])) for i in (counts.argmax(), counts.argmin())]
+    return extremes if counts.max() > IMBALANCED * counts.min() else []
 
 
 def comparison(first: Result, second: Result, level: float, params: Settings) -> dict[str, Any]:
@@ -53,6 +63,7 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
         "interval": accuracy_interval,
         "many": MANY,
         "hardest": hardest,
+        "imbalance": imbalance,
         "comparisons": [comparison(*pair, level, params) for pair in pairs],
         "level": level,
         "changed": {key: value for key, value in params.by_key().items() if defaults.get(key) != value},

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from stages.reporting import published
-from stages.reporting.statistics import accuracy_interval
+from stages.reporting.statistics import accuracy_interval, balanced_accuracy, calibration_error, macro_f1, reliability
 from stages.shared.errors import UserError, one_line
 from stages.shared.files import artifact, check_sha256, read_sealed
 from stages.shared.halves import Half, read_half
@@ -45,6 +45,11 @@ class Result:
         return (self.predictions["actual"] == self.predictions["predicted"]).to_numpy()
 
     @property
+    def reliability(self) -> pd.DataFrame:
+        """How often the model is right by how sure it is, see `statistics.reliability`."""
+        return reliability(self.predictions["probability"], self.correct)
+
+    @property
     def microseconds(self) -> float | None:
         """Of training, per image and epoch; None after no epochs."""
         passes = len(self.history) * self.half.counts["train"]
@@ -55,12 +60,16 @@ class Result:
         """What ``metrics.json`` has of this model: training accuracy None after no epochs, validation if held out."""
         last = self.history.iloc[-1] if len(self.history) else {"accuracy": None, "val_accuracy": None}
         held_out = {"validation_accuracy": last["val_accuracy"]} if self.half.counts["validation"] else {}
+        answers = self.predictions["actual"], self.predictions["predicted"]
         return {
             "trainable_parameters": self.record["trainable_parameters"],
             "train_accuracy": last["accuracy"],
             **held_out,
             "test_accuracy": self.record["test_accuracy"],
             "test_loss": self.record["test_loss"],
+            "balanced_accuracy": balanced_accuracy(*answers),
+            "macro_f1": macro_f1(*answers),
+            "calibration_error": calibration_error(self.reliability),
             "train_seconds": self.train_seconds,
         }
 

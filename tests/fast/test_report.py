@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def tables(markdown: str) -> list[list[list[str]]]:
 
 def test_numbers_are_those_of_the_stages(main, without_figures):
     write(made(pretrain={"seconds": 90.0, "wrong": range(15)}, finetune_output={"epochs": 1, "wrong": []}))
-    (_, *rows), saved, by_class = tables(main())
+    (_, *rows), saved, averages, by_class = tables(main())
     metrics, summary = json.loads(Path("reports/metrics.json").read_text()), pd.read_csv("reports/summary.csv")
     assert list(metrics) == summary["Model Name"].tolist() == STAGES
     keys = ["trainable_parameters", "train_accuracy", "test_accuracy", "test_loss", "train_seconds"]
@@ -139,6 +140,8 @@ def test_numbers_are_those_of_the_stages(main, without_figures):
     assert rows[0] == ["pretrain", "1,000", "90.0 s", "0.7010", "0.7500", "0.6277 to 0.8422", "0.7500"]  # Wilson, 45/60
     assert saved[2][:4] == ["finetune_output", "50", "5%", ", ".join(Settings().model.layers_with_weights[:-1])]
     assert by_class[1] == ["pretrain", "ant", "0.750", "0.531 to 0.888", "20"]  # Wilson, 15/20
+    assert averages[1] == ["pretrain", "0.7500", "0.7500", "0.7500"]  # of each class 15 right, 5 others taken for it
+    assert [metrics["pretrain"][key] for key in ("balanced_accuracy", "macro_f1")] == pytest.approx([0.75, 0.75])
 
 
 def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(main, params, drawn):
@@ -161,6 +164,29 @@ def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(mai
     shown = drawn(found)
     assert all("finetune_third" in str([*shown[name].legends[0].get_texts()]) for name in ("curves", "per_class"))
     assert [panel.get_suptitle() for panel in shown["mistakes"].subfigs] == [*STAGES, "finetune_third"]
+
+
+def test_imbalance_is_said_of_more_than_one_to_three_and_names_the_classes():
+    found = made()
+    for counts, says in (([60, 20, 20], False), ([61, 20, 30], True)):
+        y = np.repeat(np.arange(3), counts)
+        train = Part(np.zeros((len(y), 6, 6, 3), np.uint8), y)
+        imbalanced = replace(found, source=replace(found.source, half=replace(found.source.half, train=train)))
+        markdown = rendered(imbalanced)
+        assert ("source classes are imbalanced" in markdown) == says
+        assert ("61 training images of ant, 20 of bee" in markdown) == says
+        assert "target classes are imbalanced" not in markdown
+
+
+def test_confidence_is_compared_with_accuracy():
+    answer = rendered(made(pretrain={"wrong": range(24)}), section="How far can their")
+    assert (
+        "`pretrain`: on average 70.0% sure of its answers and right in 60.0% of them, so 10.0 points too sure" in answer
+    )
+    assert (
+        "`finetune_fc`: on average 70.0% sure of its answers and right in 83.3% of them, so 13.3 points too unsure"
+        in answer
+    )
 
 
 def test_of_many_classes_the_hardest_are_shown_in_figures_of_bounded_size(main, monkeypatch):
