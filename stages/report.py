@@ -39,9 +39,11 @@ def main() -> None:
     metrics = {r.stage: r.metrics for r in found.all}
     write_whole(REPORTS / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     write_whole(REPORTS / "summary.csv", found.summary.to_csv(index=False).encode())
-    write_whole(REPORTS / "report.md", page.render(found, params).encode())
+    markdown = page.render(found, params)
+    write_whole(REPORTS / "report.md", markdown.encode())
+    write_whole(REPORTS / "report.html", page.html(markdown, found).encode())
     print(found.summary.to_string(index=False))
-    print(f"see {REPORTS / 'report.md'}")
+    print(f"see {REPORTS / 'report.html'}")
 
 
 if __name__ == "__main__":

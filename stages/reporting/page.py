@@ -1,5 +1,6 @@
-"""The numbers of the report, and the page that ``templates/report.md`` makes of them."""
+"""The numbers of the report, the Markdown that ``templates/report.md`` makes of them, and that as an HTML page."""
 
+import base64
 import functools
 import itertools
 import json
@@ -7,12 +8,14 @@ import re
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markdown_it import MarkdownIt
 
 from stages.reporting import published
 from stages.reporting.results import MANY, Result, Results, hardest
 from stages.reporting.statistics import accuracy_interval, mcnemar
 from stages.settings import Settings
+from stages.shared.files import REPORTS
 from stages.shared.halves import Half
 
 LEVEL = 0.05  # of significance, for all comparisons together
@@ -71,11 +74,35 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
     }
 
 
-def render(results: Results, params: Settings) -> str:
-    """The whole report, Markdown."""
+def _fill(template: str, values: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("stages.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,  # Markdown; `plain` is its escape
+        keep_trailing_newline=True, autoescape=select_autoescape(["html"]),  # Markdown's escape is `plain`
     )  # fmt: skip
     environment.filters |= {"plain": plain, "json": functools.partial(json.dumps, ensure_ascii=False)}
-    return environment.get_template("report.md").render(numbers(results, params))
+    return environment.get_template(template).render(values)
+
+
+def render(results: Results, params: Settings) -> str:
+    """The whole report, Markdown."""
+    return _fill("report.md", numbers(results, params))
+
+
+def html(markdown: str, results: Results) -> str:
+    """The report's Markdown as one page that needs no other file: figures in ``reports/`` are inside."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(markdown)
+    sections: dict[str, str] = {}
+    for heading, text in itertools.pairwise(tokens):
+        if heading.type == "heading_open" and heading.tag == "h2":
+            name = re.sub(r"[^\w-]", "", text.content.lower().replace(" ", "-"))  # as GitHub names it
+            heading.attrSet("id", name)
+            sections[name] = text.content
+    for image in (child for token in tokens for child in token.children or [] if child.type == "image"):
+        content = base64.b64encode((REPORTS / str(image.attrs["src"])).read_bytes()).decode()
+        image.attrSet("src", f"data:image/png;base64,{content}")
+    start = next(i for i, token in enumerate(tokens) if token.type == "table_open")
+    top, rest = (parser.renderer.render(part, parser.options, {}) for part in (tokens[:start], tokens[start:]))
+    rest = rest.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    shown = {"models": results.all, "interval": accuracy_interval, "sections": sections, "top": top, "rest": rest}
+    return _fill("report.html", shown | {"dataset": results.source.half.dataset})

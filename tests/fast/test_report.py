@@ -1,10 +1,12 @@
 """The report says what the stages left behind, no more, and stays whole whatever the classes are called."""
 
+import base64
 import json
 import re
 import sys
 from dataclasses import replace
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -88,6 +90,7 @@ def main(params, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):  # they take most of the time
     monkeypatch.setattr(report, "write_figures", lambda found: None)
+    monkeypatch.setattr(page, "html", lambda markdown, results: "")
 
 
 @pytest.fixture
@@ -119,9 +122,9 @@ def seen(html: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "", html))
 
 
-def tables(markdown: str) -> list[list[list[str]]]:
-    """Each table's rows of cells, the header's first, as a reader sees them."""
-    found = re.findall(r"<table>.*?</table>", html(markdown), re.DOTALL)
+def tables(text: str) -> list[list[list[str]]]:
+    """Each table's rows of cells, the header's first, as a reader of Markdown or HTML sees them."""
+    found = re.findall(r"<table>.*?</table>", text if text.startswith("<!DOCTYPE") else html(text), re.DOTALL)
     rows = [re.findall(r"<tr>.*?</tr>", table, re.DOTALL) for table in found]
     return [[[seen(cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row)] for row in table] for table in rows]
 
@@ -166,6 +169,46 @@ def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(mai
     assert [panel.get_suptitle() for panel in shown["mistakes"].subfigs] == [*STAGES, "finetune_third"]
 
 
+class Reader(HTMLParser):
+    """What a browser makes of a page: its tags, and the addresses that it would ask for."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.addresses, self.ids = set(), [], set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.add(tag)
+        self.addresses += [values[name] for name in ("src", "href", "srcset", "action", "data") if name in values]
+        self.ids.add(f"#{values.get('id')}")
+        assert not [name for name in values if name.startswith("on")]
+
+
+def test_the_page_has_everything_inside_and_shows_hostile_names_as_text(main):
+    script, image, link = (
+        "<script>alert(1)</script>",
+        '"><img src=//e.org onerror=alert(1)>',
+        "[a](javascript:alert(1))",
+    )
+    names = [script, image, link, "![x](http://e.org/x.png)", "</title><b>", "&lt;i&gt;"]
+    write(made(names[:3], names[3:]))
+    write_half("source", replace(half(names[:3]), dataset=script))
+    markdown, text = main(), Path("reports/report.html").read_text()
+    assert tables(text) == tables(markdown)
+    assert {row[1] for row in tables(text)[3][1:]} == set(names)
+    assert unescape(re.search("<title>(.*)</title>", text)[1]) == f"Transfer learning on {script}"
+    shown = Reader(text)
+    assert not shown.tags & {"script", "b", "i", "iframe", "object", "base", "form"}
+    assert not re.search(r"url\(|@import", text.split("</style>")[0])
+    pictures = [a.removeprefix("data:image/png;base64,") for a in shown.addresses if a.startswith("data:image")]
+    paths = re.findall(r"!\[[\w ]+\]\((figures/[^)]+)\)", markdown)
+    assert [base64.b64decode(picture) for picture in pictures] == [Path("reports", path).read_bytes() for path in paths]
+    assert {a for a in shown.addresses if not a.startswith("data:")} <= shown.ids  # the contents
+    for r in json.loads(Path("reports/metrics.json").read_text()).values():
+        assert f"{100 * r['test_accuracy']:.2f}% <small>test accuracy" in text
+
+
 def test_imbalance_is_said_of_more_than_one_to_three_and_names_the_classes():
     found = made()
     for counts, says in (([60, 20, 20], False), ([61, 20, 30], True)):
@@ -193,6 +236,7 @@ def test_of_many_classes_the_hardest_are_shown_in_figures_of_bounded_size(main, 
     names = [f"class {i} {'x' * 99}" for i in range(400)]
     write(made(names[:200], names[200:], {"train": 400, "test": 2000}))
     saved = {}
+    monkeypatch.setattr(page, "html", lambda markdown, results: "")
     monkeypatch.setattr(figures, "save", lambda figure, path: saved.update({path.stem: figure}) or plt.close(figure))
     markdown = main()
     assert "and 170 more; images: 400 train" in markdown
