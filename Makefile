@@ -52,7 +52,7 @@ run: $(READY)
 	echo "$$note"; $(BIN)/dvc $$command || exit; echo "$$note"; \
 	[ -z "$$who" ] || echo "Git needs your name first, once: git config user.name NAME && git config user.email EMAIL"; \
 	echo "To compare later runs with this one: git add dvc.lock params.yaml reports && git commit"; \
-	echo "Now read reports/report.md"
+	echo "Now read reports/report.html"
 
 test: $(READY)
 	$(BIN)/python -m pytest

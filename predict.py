@@ -147,7 +147,8 @@ def main() -> None:
     paths = pictures(options.pictures)
     table, shown, failed = predict(options.model, paths, options.top, options.html is not None)
     if len(table):
-        print(table.to_string(index=False, max_rows=MOST_SHOWN, float_format="{:.3f}".format))
+        left = {"picture": f"{{:{table['picture'].str.len().max()}}}".format}
+        print(table.to_string(index=False, max_rows=MOST_SHOWN, float_format="{:.3f}".format, formatters=left))
     if options.csv:
         write_whole(options.csv, table.to_csv(index=False, float_format="%.6f").encode())
     if options.json:

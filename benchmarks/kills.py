@@ -29,7 +29,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 MOMENTS = ("before", "half", "after", "full")
-FOLDERS = ("data/prepared", "models", "reports/history", "reports/predictions", "reports/record", "reports/figures")
+FOLDERS = (
+    "data/prepared", "models", "reports/history", "reports/predictions", "reports/gradcam", "reports/record",
+    "reports/figures",
+)  # fmt: skip
 REPEATABLE = ("reports/metrics.json", *(f"{folder}/*" for folder in FOLDERS))
 TIMES, WAIT = 12, 5  # that a signal is sent; seconds in between
 

@@ -17,7 +17,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC = [sys.executable, "-m", "dvc"]
-FOLDERS = ("data/prepared", "models", "reports/history", "reports/predictions", "reports/record", "reports/figures")
+FOLDERS = (
+    "data/prepared", "models", "reports/history", "reports/predictions", "reports/gradcam", "reports/record",
+    "reports/figures",
+)  # fmt: skip
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:

@@ -55,7 +55,7 @@ It needs no Python. For a variant called `finetune_all`:
 1. `params.yaml`: copy the section `finetune_fc` to `finetune_all` and change it, for example to
    `trainable: [conv1, conv2, fc1, fc2, output]`.
 2. `dvc.yaml`: copy the stage `finetune_fc` to `finetune_all`, replacing every `finetune_fc` in it.
-3. `dvc.yaml`, stage `report`: add `finetune_all` to the end of `cmd`, and copy the four `finetune_fc` lines of `deps`.
+3. `dvc.yaml`, stage `report`: add `finetune_all` to the end of `cmd`, and copy the five `finetune_fc` lines of `deps`.
    Copy lines under `plots:` if you want it there.
 """
 

@@ -15,11 +15,12 @@ from stages.shared.program import program
 
 def write_figures(found: results.Results) -> None:
     """Draw every figure into ``reports/figures``."""
-    wrong = [(r, figures.most_confident_mistakes(r.predictions)) for r in found.all]
+    wrong = {r.stage: (r.predictions.iloc[r.mistakes], r.half.test.x[r.mistakes], r.heat) for r in found.all}
     drawn = {
         "curves": figures.curves({r.stage: r.history for r in found.all}, f"{found.source.half.curves_part} images"),
         "per_class": figures.per_class([{r.stage: r.per_class() for r in rs} for rs in ([found.source], found.tuned)]),
-        "mistakes": figures.mistakes({r.stage: (rows, r.half.test.x[rows["row"]]) for r, rows in wrong}),
+        "calibration": figures.calibration({r.stage: r.reliability for r in found.all}),
+        "mistakes": figures.mistakes(wrong),
     }
     for r in found.all:
         drawn[f"confusion_{r.stage}"] = figures.confusion(r.stage, r.predictions, r.half.class_names)
@@ -38,9 +39,11 @@ def main() -> None:
     metrics = {r.stage: r.metrics for r in found.all}
     write_whole(REPORTS / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     write_whole(REPORTS / "summary.csv", found.summary.to_csv(index=False).encode())
-    write_whole(REPORTS / "report.md", page.render(found, params).encode())
+    markdown = page.render(found, params)
+    write_whole(REPORTS / "report.md", markdown.encode())
+    write_whole(REPORTS / "report.html", page.html(markdown, found).encode())
     print(found.summary.to_string(index=False))
-    print(f"see {REPORTS / 'report.md'}")
+    print(f"see {REPORTS / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ CODE = (
 
 
 # What has the same bytes whenever the inputs have.
-RESULTS = ("data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/record/*",
-           "reports/figures/*")  # fmt: skip
+RESULTS = ("data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/gradcam/*",
+           "reports/record/*", "reports/figures/*")  # fmt: skip
 
 
 def default_params() -> dict:

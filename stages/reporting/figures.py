@@ -19,7 +19,6 @@ mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
 COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 LONGEST_LABEL = 24  # characters
-EXAMPLES = 8  # mistakes shown of each model
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -111,22 +110,43 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
     return figure
 
 
-def most_confident_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a stage's predictions to show: wrong, and with the highest probability."""
-    return predictions[predictions["actual"] != predictions["predicted"]].nlargest(EXAMPLES, "probability")
+def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A reliability diagram: of each model, accuracy by the probability it gave; the more images, the larger a point.
+
+    A table is what `statistics.reliability` returns.
+    """
+    figure, ax = plt.subplots(figsize=(6.4, 6), layout="constrained")
+    ax.plot([0, 1], [0, 1], color="grey", ls=":", label="as often right as it says")
+    for color, (stage, table) in zip(cycle(COLORS), tables.items(), strict=False):
+        ax.plot(table["probability"], table["accuracy"], color=color, alpha=0.4)
+        ax.scatter(table["probability"], table["accuracy"], 400 * table["images"] / table["images"].sum(), color=color)
+        ax.plot([], [], "o", color=color, label=stage)  # of one size in the legend
+    ax.set(xlabel="probability of the predicted class", ylabel="test accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left")
+    return figure
 
 
-def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray]]) -> Figure:
-    """One row a model: rows of its predictions with their images, uint8 (n, H, W, C), in the same order."""
-    figure = plt.figure(figsize=(1.5 * EXAMPLES, 2.4 * len(shown)), layout="constrained")
+def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> Figure:
+    """Two rows a model: images that it took for another class, and the same with its heat maps laid over.
+
+    Of each model: rows of its predictions, their images, uint8 (n, H, W, C), and maps, float32 (n, h, w), 0 to 1.
+    """
+    figure = plt.figure(figsize=(12, 3.9 * len(shown)), layout="constrained")
     panels = figure.subfigures(len(shown), squeeze=False)[:, 0]
-    for panel, (stage, (wrong, images)) in zip(panels, shown.items(), strict=True):
+    columns = max(1, *(len(wrong) for wrong, _, _ in shown.values()))
+    for panel, (stage, (wrong, images, maps)) in zip(panels, shown.items(), strict=True):
         panel.suptitle(f"{stage}{'' if len(wrong) else ': no mistakes'}", x=0.01, ha="left", fontsize=10, weight="bold")
-        axes = panel.subplots(1, EXAMPLES)
-        for ax in axes:
+        axes = panel.subplots(2, columns, squeeze=False)
+        for ax in axes.flat:
             ax.axis("off")
-        for ax, example, image in zip(axes, wrong.to_dict("records"), images, strict=False):
-            ax.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+        for (ax, below), example, image, heat in zip(axes.T, wrong.to_dict("records"), images, maps, strict=False):
+            for place in (ax, below):
+                place.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+            over = {"extent": below.images[0].get_extent(), "interpolation": "bilinear", "vmin": 0, "vmax": 1}
+            below.imshow(heat, cmap="jet", alpha=0.5, **over)
             confidence = f"{100 * example['probability']:.0f}%"
             actual, predicted = labels([example["actual"], example["predicted"]])
             ax.set_title(f"{actual}\ntaken for\n{predicted} {confidence}", fontsize=7)

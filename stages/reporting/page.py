@@ -1,24 +1,37 @@
-"""The numbers of the report, and the page that ``templates/report.md`` makes of them."""
+"""The numbers of the report, the Markdown that ``templates/report.md`` makes of them, and that as an HTML page."""
 
+import base64
 import functools
 import itertools
 import json
 import re
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markdown_it import MarkdownIt
 
 from stages.reporting import published
 from stages.reporting.results import MANY, Result, Results, hardest
 from stages.reporting.statistics import accuracy_interval, mcnemar
 from stages.settings import Settings
+from stages.shared.files import REPORTS
+from stages.shared.halves import Half
 
 LEVEL = 0.05  # of significance, for all comparisons together
+IMBALANCED = 3  # times as many training images of a class as of another
 
 
 def plain(text: object) -> str:
     """Text that Markdown shows as it is, whatever a class is called."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", str(text))
+
+
+def imbalance(half: Half) -> list[tuple[str, int]]:
+    """The classes with the most and the fewest training images, if these differ by more than `IMBALANCED` times."""
+    counts = np.bincount(half.train.y, minlength=len(half.class_names))
+    extremes = [(half.class_names[i], int(counts[i])) for i in (counts.argmax(), counts.argmin())]
+    return extremes if counts.max() > IMBALANCED * counts.min() else []
 
 
 def comparison(first: Result, second: Result, level: float, params: Settings) -> dict[str, Any]:
@@ -53,6 +66,7 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
         "interval": accuracy_interval,
         "many": MANY,
         "hardest": hardest,
+        "imbalance": imbalance,
         "comparisons": [comparison(*pair, level, params) for pair in pairs],
         "level": level,
         "changed": {key: value for key, value in params.by_key().items() if defaults.get(key) != value},
@@ -60,11 +74,35 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
     }
 
 
-def render(results: Results, params: Settings) -> str:
-    """The whole report, Markdown."""
+def _fill(template: str, values: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("stages.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,  # Markdown; `plain` is its escape
+        keep_trailing_newline=True, autoescape=select_autoescape(["html"]),  # Markdown's escape is `plain`
     )  # fmt: skip
     environment.filters |= {"plain": plain, "json": functools.partial(json.dumps, ensure_ascii=False)}
-    return environment.get_template("report.md").render(numbers(results, params))
+    return environment.get_template(template).render(values)
+
+
+def render(results: Results, params: Settings) -> str:
+    """The whole report, Markdown."""
+    return _fill("report.md", numbers(results, params))
+
+
+def html(markdown: str, results: Results) -> str:
+    """The report's Markdown as one page that needs no other file: figures in ``reports/`` are inside."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(markdown)
+    sections: dict[str, str] = {}
+    for heading, text in itertools.pairwise(tokens):
+        if heading.type == "heading_open" and heading.tag == "h2":
+            name = re.sub(r"[^\w-]", "", text.content.lower().replace(" ", "-"))  # as GitHub names it
+            heading.attrSet("id", name)
+            sections[name] = text.content
+    for image in (child for token in tokens for child in token.children or [] if child.type == "image"):
+        content = base64.b64encode((REPORTS / str(image.attrs["src"])).read_bytes()).decode()
+        image.attrSet("src", f"data:image/png;base64,{content}")
+    start = next(i for i, token in enumerate(tokens) if token.type == "table_open")
+    top, rest = (parser.renderer.render(part, parser.options, {}) for part in (tokens[:start], tokens[start:]))
+    rest = rest.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    shown = {"models": results.all, "interval": accuracy_interval, "sections": sections, "top": top, "rest": rest}
+    return _fill("report.html", shown | {"dataset": results.source.half.dataset})

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from stages.reporting import published
-from stages.reporting.statistics import accuracy_interval
+from stages.reporting.statistics import accuracy_interval, balanced_accuracy, calibration_error, macro_f1, reliability
 from stages.shared.errors import UserError, one_line
 from stages.shared.files import artifact, check_sha256, read_sealed
 from stages.shared.halves import Half, read_half
+from stages.shared.npz import read_npz
 
 MANY = 30  # classes; of more, figures and tables show some
 PAIRS = 15  # of classes that are confused, shown of many
@@ -24,14 +25,17 @@ def hardest(by_class: pd.Series) -> list[str]:
 class Result:
     """One trained model.
 
-    history: one row an epoch, see ``training.loop.fit``. predictions: one row a test image, columns row (its number in
-    the half's test part), actual, predicted (class names), probability (of the predicted class).
+    history: one row an epoch, see ``training.loop.fit``. predictions: one row a test image, in the half's
+    order, columns actual, predicted (class names), probability (of the predicted class). mistakes: the rows of the most
+    confident ones, int64 (n,); heat: where the model looked there, float32 (n, h, w), see ``training.gradcam``.
     """
 
     stage: str
     half: Half
     history: pd.DataFrame
     predictions: pd.DataFrame
+    mistakes: np.ndarray
+    heat: np.ndarray
     record: dict
     train_seconds: float
 
@@ -39,6 +43,11 @@ class Result:
     def correct(self) -> np.ndarray:
         """Right or wrong, bool (test images,)."""
         return (self.predictions["actual"] == self.predictions["predicted"]).to_numpy()
+
+    @property
+    def reliability(self) -> pd.DataFrame:
+        """How often the model is right by how sure it is, see `statistics.reliability`."""
+        return reliability(self.predictions["probability"], self.correct)
 
     @property
     def microseconds(self) -> float | None:
@@ -51,12 +60,16 @@ class Result:
         """What ``metrics.json`` has of this model: training accuracy None after no epochs, validation if held out."""
         last = self.history.iloc[-1] if len(self.history) else {"accuracy": None, "val_accuracy": None}
         held_out = {"validation_accuracy": last["val_accuracy"]} if self.half.counts["validation"] else {}
+        answers = self.predictions["actual"], self.predictions["predicted"]
         return {
             "trainable_parameters": self.record["trainable_parameters"],
             "train_accuracy": last["accuracy"],
             **held_out,
             "test_accuracy": self.record["test_accuracy"],
             "test_loss": self.record["test_loss"],
+            "balanced_accuracy": balanced_accuracy(*answers),
+            "macro_f1": macro_f1(*answers),
+            "calibration_error": calibration_error(self.reliability),
             "train_seconds": self.train_seconds,
         }
 
@@ -122,10 +135,10 @@ def _read(stage: str, half: Half) -> Result:
         history = pd.read_csv(artifact("history", stage), dtype=float)
         names = {"actual": str, "predicted": str}
         predictions = pd.read_csv(artifact("predictions", stage), dtype=names, na_filter=False)
-        predictions.insert(0, "row", np.arange(len(predictions)))
         if predictions["actual"].tolist() != [half.class_names[label] for label in half.test.y]:
             raise ValueError("predictions of other images")
+        looked = read_npz(artifact("gradcam", stage), ("row", "heat"))
         seconds = float(read_sealed(artifact("timing", stage))["train_seconds"])
-        return Result(stage, half, history, predictions, record, seconds)
+        return Result(stage, half, history, predictions, looked["row"], looked["heat"], record, seconds)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"reports of {stage}: {one_line(error)}; expected what `dvc repro {stage}` writes") from None

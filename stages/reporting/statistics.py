@@ -1,8 +1,9 @@
-"""Error bars of accuracies and the paired test of two models on the same test images."""
+"""Error bars of accuracies, averages over classes, calibration, and the paired test of two models."""
 
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest
 
 
@@ -13,6 +14,33 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     """
     interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def balanced_accuracy(actual: pd.Series, predicted: pd.Series) -> float:
+    """The mean of the classes' accuracies; `actual` and `predicted` are class names, one an image."""
+    return float((actual == predicted).groupby(actual).mean().mean())
+
+
+def macro_f1(actual: pd.Series, predicted: pd.Series) -> float:
+    """The mean of the classes' F1: of each, twice the right predictions by all images of it and all taken for it."""
+    right = actual[actual == predicted].value_counts()
+    both = actual.value_counts().add(predicted.value_counts(), fill_value=0)
+    return float((2 * right / both).fillna(0).mean())
+
+
+def reliability(probability: pd.Series, correct: np.ndarray) -> pd.DataFrame:
+    """Test images by the probability of the predicted class, in 15 bins of equal width (Guo et al., 2017).
+
+    Columns probability and accuracy (means), images; bins without images are left out.
+    """
+    bins = pd.cut(probability, np.linspace(0, 1, 16).tolist(), include_lowest=True)
+    table = pd.DataFrame({"probability": probability, "accuracy": correct, "images": 1}).groupby(bins, observed=True)
+    return table.agg({"probability": "mean", "accuracy": "mean", "images": "sum"})
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """The expected calibration error: the bins' gaps between probability and accuracy, each by its share of images."""
+    return float(np.average((table["probability"] - table["accuracy"]).abs(), weights=table["images"]))
 
 
 class PairedTest(NamedTuple):

@@ -14,8 +14,9 @@ HOW_TO_HEAL = "`chmod -R u+w .dvc/cache/files` makes DVC check its copies, then 
 
 
 def artifact(kind: str, stage: str) -> Path:
-    """The file of a stage in ``reports/``; `kind` is history, predictions, record or timing."""
-    return REPORTS / kind / f"{stage}.{'csv' if kind in ('history', 'predictions') else 'json'}"
+    """The file of a stage in ``reports/``; `kind` is history, predictions, gradcam, record or timing."""
+    suffix = {"history": "csv", "predictions": "csv", "gradcam": "npz"}.get(kind, "json")
+    return REPORTS / kind / f"{stage}.{suffix}"
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

@@ -11,7 +11,9 @@ from importlib.util import find_spec
 
 def set_up() -> None:
     """Tie the process to the `dvc` that started it; exit with one line if packages or temporary space are missing."""
-    needed = ("cpuinfo", "jinja2", "matplotlib", "pandas", "pooch", "pydantic", "scipy", "tensorflow", "yaml")
+    needed = (
+        "cpuinfo", "jinja2", "markdown_it", "matplotlib", "pandas", "pooch", "pydantic", "scipy", "tensorflow", "yaml",
+    )  # fmt: skip
     missing = [name for name in needed if not find_spec(name)]
     if missing:
         sys.exit(

@@ -1,4 +1,4 @@
-"""What a training leaves behind: the model, its learning curves, its predictions of the test images, and a record."""
+"""What a training leaves behind: model, learning curves, predictions of the test images, where it looked, a record."""
 
 import platform
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,8 @@ from scipy.special import log_softmax
 from stages.shared.errors import UserError
 from stages.shared.files import MODELS, artifact, sha256, write_sealed, write_whole
 from stages.shared.halves import Half
-from stages.training import model_files, network
+from stages.shared.npz import write_npz
+from stages.training import gradcam, model_files, network
 from stages.training.batches import EVALUATION_BATCH
 
 
@@ -25,7 +26,8 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
     """
     cpu = ThreadPoolExecutor(1).submit(cpuinfo.get_cpu_info)  # sleeps for a second, here beside the work
     model_files.save(model, MODELS / f"{stage}.keras", half.class_names)
-    log_p = log_probabilities(model_files.load(MODELS / f"{stage}.keras"), half.test.x)
+    saved = model_files.load(MODELS / f"{stage}.keras")
+    log_p = log_probabilities(saved, half.test.x)
     if not np.isfinite(log_p).all():
         raise UserError(f"{stage}: predictions that are not numbers; try a smaller {stage}.learning_rate")
     predicted = log_p.argmax(axis=1)
@@ -38,12 +40,19 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
     }
     curves = history.to_csv(index=False).encode()
     predicted_csv = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f").encode()
+    mistakes = gradcam.most_confident_mistakes(log_p, half.test.y)
+    looked = gradcam.heat_maps(saved, half.test.x[mistakes], predicted[mistakes])
+    write_npz(artifact("gradcam", stage), {"row": mistakes, "heat": looked})
     record = {
         "trainable_parameters": network.trainable_parameters(model),
         "test_accuracy": float((predicted == half.test.y).mean()),
         "test_loss": float(-log_p[np.arange(len(predicted)), half.test.y].mean()),
         "set_up": _set_up(threads, cpu.result()),
-        "sha256_of": {"history": sha256(curves), "predictions": sha256(predicted_csv)},
+        "sha256_of": {
+            "history": sha256(curves),
+            "predictions": sha256(predicted_csv),
+            "gradcam": sha256(artifact("gradcam", stage).read_bytes()),
+        },
     }
     write_whole(artifact("history", stage), curves)
     write_whole(artifact("predictions", stage), predicted_csv)

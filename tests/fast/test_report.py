@@ -1,9 +1,12 @@
 """The report says what the stages left behind, no more, and stays whole whatever the classes are called."""
 
+import base64
 import json
 import re
 import sys
+from dataclasses import replace
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +21,7 @@ from stages.reporting.results import Result, Results
 from stages.settings import Settings
 from stages.shared.files import artifact, sha256, write_sealed, write_whole
 from stages.shared.halves import Half, Part, write_half
+from stages.shared.npz import write_npz
 
 STAGES = ["pretrain", "finetune_output", "finetune_fc"]
 WEIGHTS = {"pretrain": 1000, "finetune_output": 50, "finetune_fc": 200, "finetune_third": 300}
@@ -37,13 +41,16 @@ def result(stage, half, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU") -> 
     """A model that is right but for the test images `wrong`, and fits the better the more weights it trains."""
     actual, names = half.test.y, np.array(half.class_names)
     predicted = np.where(np.isin(np.arange(len(actual)), wrong), (actual + 1) % len(names), actual)
-    predictions = pd.DataFrame({"row": range(len(actual)), "actual": names[actual], "predicted": names[predicted]})
+    predictions = pd.DataFrame({"actual": names[actual], "predicted": names[predicted]})
     predictions["probability"] = np.linspace(0.4, 1, len(actual))
     rows = [[epoch + 1, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
     history = pd.DataFrame(rows, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"], dtype=float)
     record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": float((predicted == actual).mean())}
     record |= {"test_loss": 0.75, "set_up": {"cpu": cpu, "threads": 2}}
-    return Result(stage, half, history, predictions, record, seconds)
+    mistakes = np.array(sorted(wrong, reverse=True)[:8], int)
+    heat = np.zeros((len(mistakes), 2, 2), np.float32)
+    heat[:, 0, 1] = 1
+    return Result(stage, half, history, predictions, mistakes, heat, record, seconds)
 
 
 def made(source=SOURCE, target=TARGET, sizes=None, **changes) -> Results:
@@ -60,9 +67,10 @@ def write(found: Results) -> None:
     write_half("target", found.tuned[0].half)
     for r in found.all:
         sums = {}
-        for kind, table in (("history", r.history), ("predictions", r.predictions.drop(columns="row"))):
+        for kind, table in (("history", r.history), ("predictions", r.predictions)):
             write_whole(artifact(kind, r.stage), table.to_csv(index=False).encode())
             sums[kind] = sha256(artifact(kind, r.stage).read_bytes())
+        write_npz(artifact("gradcam", r.stage), {"row": r.mistakes, "heat": r.heat})
         write_sealed(artifact("record", r.stage), r.record | {"sha256_of": sums})
         write_sealed(artifact("timing", r.stage), {"train_seconds": r.train_seconds})
 
@@ -82,6 +90,7 @@ def main(params, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):  # they take most of the time
     monkeypatch.setattr(report, "write_figures", lambda found: None)
+    monkeypatch.setattr(page, "html", lambda markdown, results: "")
 
 
 @pytest.fixture
@@ -113,16 +122,16 @@ def seen(html: str) -> str:
     return unescape(re.sub(r"<[^>]+>", "", html))
 
 
-def tables(markdown: str) -> list[list[list[str]]]:
-    """Each table's rows of cells, the header's first, as a reader sees them."""
-    found = re.findall(r"<table>.*?</table>", html(markdown), re.DOTALL)
+def tables(text: str) -> list[list[list[str]]]:
+    """Each table's rows of cells, the header's first, as a reader of Markdown or HTML sees them."""
+    found = re.findall(r"<table>.*?</table>", text if text.startswith("<!DOCTYPE") else html(text), re.DOTALL)
     rows = [re.findall(r"<tr>.*?</tr>", table, re.DOTALL) for table in found]
     return [[[seen(cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row)] for row in table] for table in rows]
 
 
 def test_numbers_are_those_of_the_stages(main, without_figures):
     write(made(pretrain={"seconds": 90.0, "wrong": range(15)}, finetune_output={"epochs": 1, "wrong": []}))
-    (_, *rows), saved, by_class = tables(main())
+    (_, *rows), saved, averages, by_class = tables(main())
     metrics, summary = json.loads(Path("reports/metrics.json").read_text()), pd.read_csv("reports/summary.csv")
     assert list(metrics) == summary["Model Name"].tolist() == STAGES
     keys = ["trainable_parameters", "train_accuracy", "test_accuracy", "test_loss", "train_seconds"]
@@ -134,6 +143,8 @@ def test_numbers_are_those_of_the_stages(main, without_figures):
     assert rows[0] == ["pretrain", "1,000", "90.0 s", "0.7010", "0.7500", "0.6277 to 0.8422", "0.7500"]  # Wilson, 45/60
     assert saved[2][:4] == ["finetune_output", "50", "5%", ", ".join(Settings().model.layers_with_weights[:-1])]
     assert by_class[1] == ["pretrain", "ant", "0.750", "0.531 to 0.888", "20"]  # Wilson, 15/20
+    assert averages[1] == ["pretrain", "0.7500", "0.7500", "0.7500"]  # of each class 15 right, 5 others taken for it
+    assert [metrics["pretrain"][key] for key in ("balanced_accuracy", "macro_f1")] == pytest.approx([0.75, 0.75])
 
 
 def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(main, params, drawn):
@@ -158,10 +169,74 @@ def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(mai
     assert [panel.get_suptitle() for panel in shown["mistakes"].subfigs] == [*STAGES, "finetune_third"]
 
 
+class Reader(HTMLParser):
+    """What a browser makes of a page: its tags, and the addresses that it would ask for."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.addresses, self.ids = set(), [], set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.add(tag)
+        self.addresses += [values[name] for name in ("src", "href", "srcset", "action", "data") if name in values]
+        self.ids.add(f"#{values.get('id')}")
+        assert not [name for name in values if name.startswith("on")]
+
+
+def test_the_page_has_everything_inside_and_shows_hostile_names_as_text(main):
+    script, image, link = (
+        "<script>alert(1)</script>",
+        '"><img src=//e.org onerror=alert(1)>',
+        "[a](javascript:alert(1))",
+    )
+    names = [script, image, link, "![x](http://e.org/x.png)", "</title><b>", "&lt;i&gt;"]
+    write(made(names[:3], names[3:]))
+    write_half("source", replace(half(names[:3]), dataset=script))
+    markdown, text = main(), Path("reports/report.html").read_text()
+    assert tables(text) == tables(markdown)
+    assert {row[1] for row in tables(text)[3][1:]} == set(names)
+    assert unescape(re.search("<title>(.*)</title>", text)[1]) == f"Transfer learning on {script}"
+    shown = Reader(text)
+    assert not shown.tags & {"script", "b", "i", "iframe", "object", "base", "form"}
+    assert not re.search(r"url\(|@import", text.split("</style>")[0])
+    pictures = [a.removeprefix("data:image/png;base64,") for a in shown.addresses if a.startswith("data:image")]
+    paths = re.findall(r"!\[[\w ]+\]\((figures/[^)]+)\)", markdown)
+    assert [base64.b64decode(picture) for picture in pictures] == [Path("reports", path).read_bytes() for path in paths]
+    assert {a for a in shown.addresses if not a.startswith("data:")} <= shown.ids  # the contents
+    for r in json.loads(Path("reports/metrics.json").read_text()).values():
+        assert f"{100 * r['test_accuracy']:.2f}% <small>test accuracy" in text
+
+
+def test_imbalance_is_said_of_more_than_one_to_three_and_names_the_classes():
+    found = made()
+    for counts, says in (([60, 20, 20], False), ([61, 20, 30], True)):
+        y = np.repeat(np.arange(3), counts)
+        train = Part(np.zeros((len(y), 6, 6, 3), np.uint8), y)
+        imbalanced = replace(found, source=replace(found.source, half=replace(found.source.half, train=train)))
+        markdown = rendered(imbalanced)
+        assert ("source classes are imbalanced" in markdown) == says
+        assert ("61 training images of ant, 20 of bee" in markdown) == says
+        assert "target classes are imbalanced" not in markdown
+
+
+def test_confidence_is_compared_with_accuracy():
+    answer = rendered(made(pretrain={"wrong": range(24)}), section="How far can their")
+    assert (
+        "`pretrain`: on average 70.0% sure of its answers and right in 60.0% of them, so 10.0 points too sure" in answer
+    )
+    assert (
+        "`finetune_fc`: on average 70.0% sure of its answers and right in 83.3% of them, so 13.3 points too unsure"
+        in answer
+    )
+
+
 def test_of_many_classes_the_hardest_are_shown_in_figures_of_bounded_size(main, monkeypatch):
     names = [f"class {i} {'x' * 99}" for i in range(400)]
     write(made(names[:200], names[200:], {"train": 400, "test": 2000}))
     saved = {}
+    monkeypatch.setattr(page, "html", lambda markdown, results: "")
     monkeypatch.setattr(figures, "save", lambda figure, path: saved.update({path.stem: figure}) or plt.close(figure))
     markdown = main()
     assert "and 170 more; images: 400 train" in markdown
@@ -236,8 +311,10 @@ def test_figures_show_the_right_images_and_say_which(drawn, channels, validation
     _, without, panel = shown["mistakes"].subfigs
     assert without.get_suptitle() == "finetune_output: no mistakes"
     pixels = np.stack([ax.images[0].get_array() for ax in panel.axes if ax.images])
-    expected = found.tuned[1].half.test.x[[50, 3], ..., :3]  # the more confident one first
+    expected = found.tuned[1].half.test.x[[50, 3, 50, 3], ..., :3]  # the more confident one first; below, with its map
     assert np.array_equal(pixels, expected if channels > 1 else expected[..., 0])
+    assert [len(ax.images) for ax in panel.axes if ax.images] == [1, 1, 2, 2]
+    assert {tuple(image.get_extent()) for ax in panel.axes for image in ax.images} == {(-0.5, 5.5, 5.5, -0.5)}
     assert panel.axes[0].get_title() == "hen\ntaken for\nfox 91%"
 
 
@@ -258,7 +335,7 @@ def test_what_was_run_is_said(params):
 
 @pytest.mark.parametrize("damage", [None, b"", "half", b"a,b\n1,2\n", b"[]", b"\xff\xfe\x00\x01" * 9])
 def test_damaged_input_is_refused_in_one_line(main, without_figures, damage):
-    reports = [artifact(kind, "finetune_fc") for kind in ("history", "predictions", "record", "timing")]
+    reports = [artifact(kind, "finetune_fc") for kind in ("history", "predictions", "gradcam", "record", "timing")]
     for file in (*reports, Path("data/prepared/target.npz")):
         write(made())
         content = file.read_bytes()[: file.stat().st_size // 2] if damage == "half" else damage

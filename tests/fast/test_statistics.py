@@ -1,9 +1,17 @@
-"""Intervals against published values, paired tests against hand-made ones."""
+"""Intervals against published values, all else against numbers made by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from stages.reporting.statistics import accuracy_interval, mcnemar
+from stages.reporting.statistics import (
+    accuracy_interval,
+    balanced_accuracy,
+    calibration_error,
+    macro_f1,
+    mcnemar,
+    reliability,
+)
 
 
 def right(count: int, of: int) -> np.ndarray:
@@ -39,3 +47,19 @@ def test_mcnemar_is_exact_and_two_sided(only_first, only_second, p):
     first, second = pair(both=50, only_first=only_first, only_second=only_second, neither=30)
     assert mcnemar(first, second) == (only_first, only_second, pytest.approx(p, rel=1e-12))
     assert mcnemar(second, first) == (only_second, only_first, pytest.approx(p, rel=1e-12))
+
+
+def test_averages_count_every_class_the_same():
+    actual, predicted = pd.Series(list("aaaaaabbcc")), pd.Series(list("aaaaabbbaa"))
+    assert balanced_accuracy(actual, predicted) == pytest.approx((5 / 6 + 2 / 2 + 0 / 2) / 3)
+    assert macro_f1(actual, predicted) == pytest.approx((2 * 5 / (6 + 7) + 2 * 2 / (2 + 3) + 0) / 3)
+
+
+def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
+    """A bin has its upper edge: 0.2 is in the third, 0.21 in the fourth."""
+    probability = pd.Series([0.9, 0.9, 0.9, 0.9, 0.5, 0.52, 1.0, 1.0, 0.2, 0.21])
+    table = reliability(probability, np.array([1, 1, 0, 0, 0, 0, 1, 1, 1, 0], bool))
+    assert table["probability"].tolist() == pytest.approx([0.2, 0.21, 0.51, 0.9, 1.0])
+    assert table["accuracy"].tolist() == [1, 0, 0, 0.5, 1]
+    assert table["images"].tolist() == [1, 1, 2, 4, 2]
+    assert calibration_error(table) == pytest.approx((0.8 + 0.21 + 2 * 0.51 + 4 * 0.4 + 0) / 10)

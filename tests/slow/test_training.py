@@ -1,6 +1,7 @@
 """Training: batches, what is computed once, the loop and its refusals, and the record of what came out."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -12,8 +13,9 @@ import tensorflow as tf
 from stages import finetune, prepare, pretrain
 from stages.shared.errors import UserError
 from stages.shared.files import MODELS, read_sealed
-from stages.shared.halves import read_half
-from stages.training import features, loop, model_files, network, record
+from stages.shared.halves import Part, read_half
+from stages.shared.npz import read_npz
+from stages.training import features, gradcam, loop, model_files, network, record
 
 pytestmark = pytest.mark.usefixtures("set_up")
 IN_MEMORY, IN_A_FILE = 10**9, 0  # bytes of features that may be held
@@ -176,6 +178,42 @@ def test_predictions_and_record_are_what_keras_evaluates(tiny, halves, overconfi
     assert table["actual"].tolist() == [half.class_names[label] for label in half.test.y]
     assert table["predicted"].tolist() == [half.class_names[label] for label in expected.argmax(axis=1)]
     assert table["probability"].to_numpy() == pytest.approx(expected.max(axis=1), abs=2e-6)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("sure", [1e-4, 1e4])  # probabilities near 0.5, or that round to 1
+def test_heat_map_is_what_spoke_for_the_class(set_up, policy, sure):
+    """One channel sees light, one dark; light in one corner speaks for class 1, dark in another for class 0."""
+    image = keras.Input((8, 8, 1))
+    conv = keras.layers.Conv2D(2, 1, dtype=policy)
+    output = keras.layers.Dense(2, activation="softmax", dtype="float32")
+    model = keras.Sequential([image, conv, keras.layers.Dropout(0.5), keras.layers.Flatten(dtype=policy), output])
+    conv.set_weights([np.array([1.0, -1.0]).reshape(1, 1, 1, 2), np.array([0.0, 255.0])])
+    kernel = np.zeros((8, 8, 2, 2))
+    kernel[0, 0, 0, 1] = kernel[7, 7, 1, 0] = sure
+    output.set_weights([kernel.reshape(-1, 2), np.zeros(2)])
+    light = np.zeros((8, 8, 1), np.uint8)
+    light[:3, :3] = 255
+    dark_map, light_map = gradcam.heat_maps(model, np.stack([light, light]), np.array([0, 1]))
+    assert np.array_equal(light_map, light[..., 0] / 255)
+    assert np.array_equal(dark_map, 1 - light_map)
+
+
+def test_where_the_model_looks_is_kept_of_its_most_confident_mistakes(tiny, halves):
+    half, kept = halves["source"], Path("reports/gradcam/pretrain.npz")
+    model, _ = trained(tiny, half)
+    write(model, half)
+    table, looked = pd.read_csv("reports/predictions/pretrain.csv"), read_npz(kept, ("row", "heat"))
+    wrong = table[table["actual"] != table["predicted"]]
+    assert len(wrong) > gradcam.EXAMPLES
+    assert looked["row"].tolist() == wrong.nlargest(gradcam.EXAMPLES, "probability").index.tolist()
+    assert looked["heat"].shape == (gradcam.EXAMPLES, 4, 4)
+    before = kept.read_bytes()
+    write(model, half)
+    assert kept.read_bytes() == before
+    said = np.array([half.class_names.index(name) for name in table["predicted"]])
+    write(model, replace(half, test=Part(half.test.x, said)))
+    assert [len(array) for array in read_npz(kept, ("row", "heat")).values()] == [0, 0]
 
 
 def test_curves_are_drawn_on_validation_images_if_there_are_some(params, tiny):
