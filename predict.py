@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -81,6 +82,16 @@ def pictures(arguments: list[str]) -> list[Path]:
     return found
 
 
+def class_names(model_file: Path) -> list[str]:
+    """The names that a stage put into a model's file; raises `UserError` if there are none."""
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            return json.loads(archive.read("metadata.json"))["class_names"]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{model_file}: {problem}, expected a model with class names, as the stages save") from None
+
+
 def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Predict pictures part by part, so that memory does not grow with their number.
 
@@ -90,7 +101,7 @@ def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[
     from stages.training import model_files  # imports TensorFlow, which takes seconds
     from stages.training.record import log_probabilities
 
-    names = np.array(model_files.class_names(model_file))
+    names = np.array(class_names(model_file))
     model = model_files.load(model_file)
     height, width, channels = model.input_shape[1:]
     rows, shown, failed = [], list[str](), list[str]()

@@ -11,10 +11,8 @@ from importlib.util import find_spec
 
 def set_up() -> None:
     """Tie the process to the `dvc` that started it; exit with one line if packages or temporary space are missing."""
-    needed = (
-        "cpuinfo", "jinja2", "markdown_it", "matplotlib", "pandas", "pooch", "pydantic", "scipy", "tensorflow", "yaml",
-    )  # fmt: skip
-    missing = [name for name in needed if not find_spec(name)]
+    packages = "PIL cpuinfo jinja2 markdown_it matplotlib pandas pooch pydantic scipy tensorflow tqdm yaml"
+    missing = [name for name in packages.split() if not find_spec(name)]
     if missing:
         sys.exit(
             f"error: {sys.executable or 'this python'} lacks {', '.join(missing)}: run `make setup` once, then "

@@ -24,16 +24,6 @@ def load(path: Path) -> keras.Sequential:
         raise UserError(f"{path}: no model that Keras can load: {one_line(error)}; {HOW_TO_HEAL}") from None
 
 
-def class_names(path: Path) -> list[str]:
-    """The names that `save` put into a model's file; raises `UserError` if there are none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("metadata.json"))["class_names"]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{path}: {problem}, expected a model with class names, as the stages save") from None
-
-
 def save(model: keras.Sequential, path: Path, class_names: list[str]) -> None:
     """Save a model for plain ``keras.models.load_model``; equal models make equal files.
 

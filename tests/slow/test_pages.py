@@ -1,12 +1,17 @@
 """Pages as people see them: opened in a browser without network."""
 
+import shutil
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from browser import needs_chromium, opened
 from counting import counted
 from repository import Repository, tiny_params
+from tiny import tiny_arrays
 
 pytestmark = needs_chromium
 CELL = r'aria-label="(predicted: [^"]*)" role="graphics-symbol" aria-roledescription="rect mark"'
@@ -70,6 +75,22 @@ def test_confusion_has_all_classes_in_their_order(confusion, names, texts):
         assert [name for name in names if name in axis] == sorted(filter(axis.count, names), key=axis.index)
         assert names[0] in axis
     assert len(shown.all(r"<text[^>]*>(\d+)</text>")) == texts
+
+
+def test_report_and_predictions_are_whole_pages_without_network(repo, tmp_path):
+    repo.dvc("repro")
+    (repo.path / "photos").mkdir()
+    for i, image in enumerate(tiny_arrays()["x_test"][:5]):
+        Image.fromarray(image).save(repo.path / f"photos/{i}.png")
+    command = (sys.executable, "predict.py", "models/finetune_fc.keras", "photos", "--html", "predictions.html")
+    repo.run(*command)
+    shutil.rmtree(repo.path / "photos")
+    for name, images in (("reports/report.html", 7), ("predictions.html", 5)):
+        shown = opened(repo.path / name)
+        counted["pages opened in a browser without network"] += 1
+        assert (shown.requests, shown.console) == ([], [])
+        assert len(shown.all(r'<img[^>]*src="(data:image/png;base64,)')) == images
+    (repo.path / "predictions.html").unlink()
 
 
 def test_plots_diff_shows_curves_and_confusion_of_both_without_network(repo, tmp_path):
