@@ -3,6 +3,8 @@
 It takes code from the folder that the tests run in, and nothing else: not what its user has committed there.
 """
 
+import atexit
+import functools
 import os
 import shutil
 import signal
@@ -53,6 +55,17 @@ def tiny_params() -> dict:
     return params
 
 
+@functools.cache
+def warm_server() -> str:
+    """The address of a server that runs stages in forks of itself, see ``warm/server.py``; ends with this process."""
+    address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
+    command = [sys.executable, ROOT / "tests/warm/server.py", address]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    atexit.register(server.kill)
+    assert server.stdout.readline() == b"ready\n"
+    return address
+
+
 class Repository:
     """A repository at `path` with one commit in it, and what a user does there."""
 
@@ -84,8 +97,15 @@ class Repository:
             "GIT_CONFIG_NOSYSTEM": "1",
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(home / "site"),
+            "PYTHONPATH": str(ROOT / "tests/warm"),
+            "WARM": warm_server(),
             "PAGER": "cat",
         }
+
+    def with_processes_of_its_own(self) -> "Repository":
+        """The same, its stages started as users start them: to be killed, or in other surroundings."""
+        del self.environment["WARM"]
+        return self
 
     def clone(self, path: Path) -> "Repository":
         """Clone what is committed here."""

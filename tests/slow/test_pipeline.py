@@ -56,7 +56,7 @@ def test_surroundings_change_no_byte(repo, tmp_path):
     """Another path, hash seed, locale, time zone and umask, fewer cores than threads, and those busy."""
     path = tmp_path / "ein Ordner für Prüfungen, 二"
     path.mkdir()
-    other = Repository(path)
+    other = Repository(path).with_processes_of_its_own()
     other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu"}
     stop = multiprocessing.get_context("spawn").Event()
     load = multiprocessing.get_context("spawn").Process(target=load_one_core, args=(stop,))

@@ -24,7 +24,7 @@ def repo(tmp_path_factory):
     plan |= {"images_per_class": {10: {"data.target_per_class": 10}}, "runs": {"pretrained": {"pretrain.epochs": 1}}}
     plan["models"] = {way: {"pretrained": origins["pretrained"]} for way, origins in plan["models"].items()}
     plan["choices"][0]["images_per_class"] = 10
-    repo = Repository(tmp_path_factory.mktemp("study of two"))
+    repo = Repository(tmp_path_factory.mktemp("study of two")).with_processes_of_its_own()
     (repo.path / "studies/tiny.yaml").write_text(yaml.safe_dump(plan))
     repo.commit("A plan")
     return repo
