@@ -12,7 +12,6 @@ import base64
 import glob
 import io
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -72,7 +71,8 @@ def pictures(arguments: list[str]) -> list[Path]:
         if argument == "-":
             found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
         elif Path(argument).is_dir():
-            found += sorted(path for path in Path(argument).rglob("*") if path.suffix.lower() in SUFFIXES)
+            there = (path for path in Path(argument).rglob("*") if path.is_file() and path.name[0] != ".")
+            found += sorted(path for path in there if path.suffix.lower() in SUFFIXES)
         elif Path(argument).exists() or not glob.has_magic(argument):
             found.append(Path(argument))
         else:
@@ -104,11 +104,13 @@ def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[
     names = np.array(class_names(model_file))
     model = model_files.load(model_file)
     height, width, channels = model.input_shape[1:]
+    if channels not in (1, 3):
+        raise UserError(f"{model_file}: takes images of {channels} channels, expected 1 or 3")
     rows, shown, failed = [], list[str](), list[str]()
     read = zip(paths, in_parallel(paths, (height, width)), strict=True)
     while part := list(islice(read, BATCH)):
         good = [(path, picture.pixels) for path, picture in part if not isinstance(picture, ValueError)]
-        failed += [f"{path}: {error}" for path, error in part if isinstance(error, ValueError)]
+        failed += [one_line(f"{path}: {error}") for path, error in part if isinstance(error, ValueError)]
         if not good:
             continue
         x = np.stack([pixels for _, pixels in good])
@@ -133,7 +135,7 @@ def data_uri(pixels: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def batched(row: Sequence) -> Iterator[tuple[str, float]]:
+def ranked_classes(row: Sequence) -> Iterator[tuple[str, float]]:
     """The classes of a row with their probabilities."""
     return zip(row[::2], row[1::2], strict=True)
 
@@ -164,12 +166,12 @@ def main() -> None:
         write_whole(options.csv, table.to_csv(index=False, float_format="%.6f").encode())
     if options.json:
         nested = [
-            {"picture": row[0], "predictions": [{"class": c, "probability": round(p, 6)} for c, p in batched(row[1:])]}
-            for row in table.itertuples(index=False)
+            {"picture": name, "predictions": [{"class": c, "probability": round(p, 6)} for c, p in ranked_classes(row)]}
+            for name, *row in table.itertuples(index=False)
         ]
         write_whole(options.json, (json.dumps(nested, indent=2, ensure_ascii=False) + "\n").encode())
     if options.html:
-        rows = [(row[0], list(batched(row[1:]))) for row in table.head(MOST_SHOWN).itertuples(index=False)]
+        rows = [(name, list(ranked_classes(row))) for name, *row in table.head(MOST_SHOWN).itertuples(index=False)]
         template = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
         page = template.render(model=options.model, rows=zip(shown, rows, strict=True), left_out=len(table) - len(rows))
         write_whole(options.html, page.encode())
@@ -178,5 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     main()

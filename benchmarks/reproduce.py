@@ -44,9 +44,12 @@ def refusal() -> str | None:
 def rerun(clone: Path) -> None:
     """Clone what is committed here, copy the settings and their data, and run every stage."""
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True)
-    for name in ("params.yaml", yaml.safe_load((ROOT / "params.yaml").read_text())["data"]["path"]):
-        if not (clone / name).exists() or (clone / name).read_bytes() != (ROOT / name).read_bytes():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+    data = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]
+    for name in ("params.yaml", data["path"], data["target_path"]):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, clone / name, dirs_exist_ok=True)
+        elif (clone / name).resolve() != (ROOT / name).resolve():
             shutil.copyfile(ROOT / name, clone / name)
     subprocess.run([*DVC, "repro", "--force"], cwd=clone, stdout=sys.stderr, check=True)
 

@@ -56,7 +56,7 @@ class Data(Section):
         None, ge=8, le=1024, description="side in pixels to bring images to; null: the source's size"
     )
     test_fraction: Real = Field(
-        0.2, gt=0, lt=1, description="share of pictures split off for testing if no test part is given"
+        0.2, gt=0, lt=1, description="share of pictures split off, by seed, for testing if no test part is given"
     )
     unreadable: Literal["stop", "skip"] = Field("stop", description="at a picture that cannot be read")
     validation_fraction: Real = Field(
@@ -136,6 +136,7 @@ class Settings(Section):
             wanted = "expected 'float32', or model.rescale=true: the network does not learn from raw pixels in 16 bits"
             raise ValueError(f"precision: was {self.precision!r}, {wanted}")
         layers = self.model.layers_with_weights
+        sizes = {"all" if c == ["all"] else len(c) for c in (self.data.source_classes, self.data.target_classes)}
         for name, recipe in {"pretrain": self.pretrain, **self.finetune_stages}.items():
             if recipe.batch_size % self.devices:
                 wanted = f"expected a multiple of devices, {self.devices}"
@@ -146,7 +147,6 @@ class Settings(Section):
                 raise ValueError(f"{was} some of {shown(layers)}, each once")
             if recipe.head == "reset" and "output" not in recipe.trainable:
                 raise ValueError(f"{was} 'output' in it: head is 'reset'")
-            sizes = {"all" if c == ["all"] else len(c) for c in (self.data.source_classes, self.data.target_classes)}
             if recipe.head == "keep" and (len(sizes) > 1 or "all" in sizes):
                 why = "data.source_classes and data.target_classes may differ in number; the head would not fit"
                 raise ValueError(f"{name}.head: was 'keep', expected 'reset': {why}")
@@ -199,7 +199,7 @@ def problems(error: ValidationError, see: str = "docs/settings.md") -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, of which a few lines can hold more than any memory."""
+    """Refuses aliases: a few lines of them can expand beyond any memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -165,7 +165,8 @@ def _tested_on(plan: Plan, study: str, name: str, wanted: dict[str, Changes]) ->
     model = plan.named_models[name]
     settings = wanted[experiment_name(study, model.run, next(iter(plan.images_per_class)), plan.seeds[0])]
     half = "source" if model.stage == "pretrain" else "target"
-    return settings["data.path"], settings[f"data.{half}_classes"]
+    other = half == "target" and settings["data.target_path"] != Settings().data.target_path
+    return settings["data.target_path" if other else "data.path"], settings[f"data.{half}_classes"]
 
 
 def _checked(committed: Changes, changes: Changes, where: str) -> Changes:

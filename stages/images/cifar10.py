@@ -5,7 +5,7 @@ import io
 import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,8 +38,11 @@ class _Stand:
 class _BatchUnpickler(pickle._Unpickler):
     """Unpickles lists, numbers, text and stand-ins for arrays, and refuses every other name.
 
-    In Python, whose memo is a dictionary: that of the C version takes as much memory as a pickle asks for.
+    In Python, whose memo is a dictionary: that of the C version takes as much memory as a pickle asks for, and so does
+    the opcode for a bytearray.
     """
+
+    dispatch: ClassVar = {k: load for k, load in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")):
@@ -63,7 +66,7 @@ def _batch(name: str, file: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
     batch = _BatchUnpickler(io.BytesIO(file.read()), encoding="bytes").load()
     labels = batch[b"labels"]
     if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
-        raise ValueError(f"{name}: labels that are no list of small numbers")
+        raise ValueError(f"{name}: labels are not a list of numbers below 256")
     return batch[b"data"].rows(), np.array(labels, np.uint8)
 
 
@@ -87,5 +90,5 @@ def read_cifar10(archive: Path, class_names: list[str]) -> Dataset:
             arrays[f"x_{part}"] = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             arrays[f"y_{part}"] = np.concatenate([batches[name][1] for name in names])
     except Exception as error:  # damaged archives and pickles raise nearly anything
-        raise UserError(f"{archive}: no CIFAR-10 archive: {type(error).__name__}: {one_line(error)}") from None
+        raise UserError(f"{archive}: not a CIFAR-10 archive: {type(error).__name__}: {one_line(error)}") from None
     return checked_dataset(archive, arrays)

@@ -1,7 +1,7 @@
 """Pictures in a folder: one sub-folder per class, or a CSV file that lists them."""
 
 import hashlib
-import os
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from stages.images.dataset import Dataset, checked_dataset
+from stages.settings import Data
 from stages.shared.errors import UserError, one_line, shown
+from stages.shared.files import is_ignored
+from stages.shared.process import memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-PARTS = {"train": "train", "val": "train", "test": "test"}  # without a test folder, val is the test part
-SYSTEM_FILES = ("Thumbs.db", "desktop.ini")  # and what starts with a dot
+PARTS = {name: part for part, names in {
+    "train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing"),
+}.items() for name in names}  # fmt: skip
+SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 MOST_TOLD = 100  # files that cannot be read
 
 
@@ -32,7 +37,7 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: Path, size: tuple[int, int] | None) -> Picture:
-    """Read one picture as RGB, upright, of a GIF the first frame, transparent parts on white, 16 bit as 8.
+    """Read one picture as RGB, upright, of several frames the first, transparent parts on white, 16 bit as 8.
 
     If `size` (H, W) is given, the shorter side is resized to it and the centre cropped. Raises `ValueError` with a
     reason in one line if it cannot be read.
@@ -44,15 +49,17 @@ def read_picture(path: Path, size: tuple[int, int] | None) -> Picture:
             if size:
                 file.draft(None, (2 * max(size), 2 * max(size)))  # a large JPEG is decoded smaller, which is quick
             picture: Image.Image = ImageOps.exif_transpose(file)
-            if file.getexif().get(0x0112, 1) != 1:
+            if file.getexif().get(0x0112) in range(2, 9):
                 changes.append("turned as EXIF says")
-            if picture.mode.startswith(("I", "F")):
+            if picture.mode in ("I", "F"):
+                raise ValueError("32-bit pixels, expected 8 or 16")
+            if picture.mode.startswith("I;16"):
                 changes.append("16 bit made 8")
                 picture = Image.fromarray((np.asarray(picture, float) / 257).clip(0, 255).astype(np.uint8))
-            if picture.has_transparency_data:
+            rgba = picture.convert("RGBA") if picture.has_transparency_data else None
+            if rgba and np.asarray(rgba)[..., 3].min() < 255:
                 changes.append("transparent, put on white")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture.convert("RGBA"))
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), rgba)
             if picture.mode in ("1", "L"):
                 changes.append("greyscale")
             picture = picture.convert("RGB")
@@ -69,7 +76,6 @@ def read_picture(path: Path, size: tuple[int, int] | None) -> Picture:
 
 def in_parallel(paths: list[Path], size: tuple[int, int] | None) -> Iterator[Picture | ValueError]:
     """Read pictures with all cores, showing progress; yields a `Picture` or a `ValueError` for each, in their order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def read(path: Path) -> Picture | ValueError:
         try:
@@ -77,53 +83,64 @@ def in_parallel(paths: list[Path], size: tuple[int, int] | None) -> Iterator[Pic
         except ValueError as error:
             return error
 
-    with ThreadPoolExecutor(cores) as pool, tqdm(total=len(paths), unit=" pictures", disable=None) as progress:
+    with ThreadPoolExecutor() as pool, tqdm(total=len(paths), unit=" pictures", disable=None) as progress:
         for start in range(0, len(paths), 1000):  # what is read waits in memory
             for picture in pool.map(read, paths[start : start + 1000]):
                 progress.update()
                 yield picture
 
 
-def read_pictures(folder: Path, size: tuple[int, int] | None, test_fraction: float, seed: int, skip: bool) -> Dataset:
-    """Read all pictures of a folder, in the order of their file names; a test part is split off if there is none.
+def read_pictures(folder: Path, size: tuple[int, int] | None, data: Data, seed: int) -> Dataset:
+    """Read all pictures of a folder, in the order of their file names, brought to `size` (H, W) if it is given.
 
-    Raises `UserError` with a list of the files that cannot be read, unless `skip` is set.
+    A test part is split off if there is none. Raises `UserError` if the folder is laid out otherwise, or with a list of
+    the files that cannot be read, unless ``data.unreadable`` is skip.
     """
     listed = _listed(folder)
-    paths = [folder / path for path in listed["path"]]
-    size = size or _common_size(folder, paths)
-    pixels = np.empty((len(paths), *size, 3), np.uint8)
-    changes, stored, failed = Counter[str](), set(), {}
-    for i, picture in enumerate(in_parallel(paths, size)):
+    pixels, changes, stored, told = np.empty((0, 0, 0, 3), np.uint8), Counter[str](), set[tuple[int, int]](), []
+    read = np.zeros(len(listed), bool)
+    for i, picture in enumerate(in_parallel([folder / path for path in listed["path"]], size)):
         if isinstance(picture, ValueError):
-            failed[listed["path"][i]] = picture
-        else:
-            pixels[i] = picture.pixels
-            changes.update(picture.changes)
-            stored.add(picture.stored)
-    told = [f"{path}: {problem}" for path, problem in failed.items()]
-    if failed and not skip:
-        more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
-        head = f"{folder}: {len(told)} of {len(paths)} files cannot be read:"
-        raise UserError("\n  ".join([head, *told[:MOST_TOLD], *more]) + "\nRemove them, or set data.unreadable=skip")
-    read = ~listed["path"].isin(failed)
-    notes = [_sizes(int(read.sum()), stored, size), *(f"{what}: {n}" for what, n in sorted(changes.items()))]
-    notes += [f"skipped: {problem}" for problem in told]
-    return _in_parts(folder, listed[read], pixels[read], test_fraction, seed, notes)
+            told.append(one_line(f"{listed['path'][i]}: {picture}"))
+            continue
+        if not read.any():
+            pixels = _empty(folder, (len(listed), *picture.pixels.shape))
+        if picture.pixels.shape != pixels.shape[1:]:
+            wanted = "expected one size, or data.image_size, the side in pixels to bring them to: 32 to 96 make sense"
+            raise UserError(f"{folder}: pictures of different sizes, {wanted}")
+        pixels[i], read[i] = picture.pixels, True
+        changes.update(picture.changes)
+        stored.add(picture.stored)
+    told[MOST_TOLD:] = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+    if told and (data.unreadable == "stop" or not read.any()):
+        head = f"{folder}: {(~read).sum()} of {len(read)} files cannot be read:"
+        raise UserError("\n  ".join([head, *told]) + "\nRemove them, or set data.unreadable=skip")
+    notes = [_sizes(int(read.sum()), stored, pixels.shape[1:3])]
+    notes += [f"{what}: {count}" for what, count in sorted(changes.items())] + [f"skipped: {text}" for text in told]
+    return _in_parts(folder, listed[read], pixels if read.all() else pixels[read], data.test_fraction, seed, notes)
+
+
+def _empty(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if (needed := 3 * math.prod(shape)) > memory():  # itself, and the copies that become halves and parts
+        wanted = f"expected less than the memory, {memory() / 1e9:,.1f} GB: a smaller data.image_size"
+        raise UserError(f"{folder}: {shape[0]} pictures of {shape[2]}x{shape[1]} take {needed / 1e9:,.1f} GB, {wanted}")
+    return np.empty(shape, np.uint8)
 
 
 def _listed(folder: Path) -> pd.DataFrame:
     """The folder's pictures in the order of their names: columns path (in the folder), label, part (or empty)."""
+    if links := [path.name for path in folder.iterdir() if path.is_symlink() and path.is_dir()]:
+        raise UserError(f"{folder}: {shown(links)}: links to folders, expected folders")
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    files = [path for path in found if path.name not in SYSTEM_FILES and not any(p[0] == "." for p in path.parts)]
+    files = [path for path in found if path.name not in SYSTEM_FILES and not is_ignored(path)]
     lists = [path for path in files if path.suffix.lower() == ".csv" and len(path.parts) == 1]
     if lists:
         return _by_list(folder, lists)
-    tops = {path.parts[0] for path in files if len(path.parts) > 1}
-    level = 1 if "train" in tops and tops <= set(PARTS) else 0
+    tops = {path.parts[0].lower() for path in files if len(path.parts) > 1}
+    level = 1 if tops and tops <= set(PARTS) else 0
     if alone := [path.as_posix() for path in files if len(path.parts) < level + 2]:
         raise UserError(f"{folder}: {shown(alone)}: in no class's folder, expected {folder}/CLASS/PICTURE")
-    rows = [(path.as_posix(), path.parts[level], path.parts[0] if level else "") for path in files]
+    rows = [(path.as_posix(), path.parts[level], path.parts[0].lower() if level else "") for path in files]
     return _table(folder, pd.DataFrame(rows, columns=["path", "label", "part"]))
 
 
@@ -132,7 +149,7 @@ def _by_list(folder: Path, lists: list[Path]) -> pd.DataFrame:
         raise UserError(f"{folder}: {shown([str(path) for path in lists])}: expected one list of pictures (.csv)")
     path = folder / lists[0]
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: {one_line(error)}, expected columns path, label and, optionally, split") from None
     if not {"path", "label"} <= set(table) <= {"path", "label", "split"}:
@@ -140,39 +157,27 @@ def _by_list(folder: Path, lists: list[Path]) -> pd.DataFrame:
     outside = [p for p in table["path"] if Path(p).is_absolute() or ".." in Path(p).parts]
     if outside:
         raise UserError(f"{path}: {shown(outside)}: expected paths in {folder}, which DVC tracks")
-    return _table(folder, table.rename(columns={"split": "part"}).assign(**{} if "split" in table else {"part": ""}))
+    return _table(folder, table.rename(columns={"split": "part"}) if "split" in table else table.assign(part=""))
 
 
 def _table(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with parts as PARTS names them: val is the test part if there is no other, else trained on."""
     if table.empty:
         raise UserError(f"{folder}: no pictures, expected {folder}/CLASS/PICTURE")
-    given = set(table["part"]) - {""}
-    if given and (unknown := given - set(PARTS) or ({""} & set(table["part"]) and {"(empty)"})):
-        raise UserError(f"{folder}: split {shown(sorted(unknown))}, expected some of {sorted(PARTS)}, or none")
-    parts = PARTS if "test" in given else PARTS | {"val": "test"}
-    table = table.assign(part=table["part"].map(parts | {"": ""}), name=[Path(path).name for path in table["path"]])
+    given = set(table["part"])
+    if given != {""} and (unknown := given - set(PARTS)):
+        raise UserError(f"{folder}: split {shown(sorted(unknown))}, expected some of {list(PARTS)}, or none at all")
+    parts = table["part"].map(PARTS | {"": ""})
+    parts = parts.replace({"val": "train" if "test" in set(parts) else "test"})
+    if given != {""} and set(parts) != {"train", "test"}:
+        raise UserError(f"{folder}: parts {sorted(given)}, expected train and test (or val), or none")
+    table = table.assign(part=parts, name=[Path(path).name for path in table["path"]])
     return table.sort_values(["name", "path"], ignore_index=True)
 
 
-def _common_size(folder: Path, paths: list[Path]) -> tuple[int, int]:
-    """The size (H, W) that all pictures have; raises `UserError` if they differ."""
-    sizes = set()
-    for path in paths:
-        try:
-            with Image.open(path, formats=FORMATS) as picture:
-                turned = picture.getexif().get(0x0112, 1) > 4
-                sizes.add(picture.size if turned else picture.size[::-1])
-        except Exception:  # told when it is read
-            continue
-    if len(sizes) != 1:
-        wanted = "expected one size, or data.image_size, the side in pixels to bring them to: 32 to 96 make sense"
-        raise UserError(f"{folder}: pictures of {len(sizes)} sizes, {wanted}")
-    return sizes.pop()
-
-
-def _sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, int]) -> str:
-    smallest, largest = (("{}x{}".format(*choose(stored, key=np.prod))) for choose in (min, max))
-    sizes = smallest if len(stored) == 1 else f"{smallest} to {largest}"
+def _sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, ...]) -> str:
+    ordered = [f"{width}x{height}" for width, height in sorted(stored, key=lambda s: (s[0] * s[1], s))]
+    sizes = ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
     resized = "" if stored == {size[::-1]} else f", shorter side resized and centre cropped to {size[1]}x{size[0]}"
     return f"{count} pictures of {sizes} pixels{resized}"
 
@@ -183,8 +188,8 @@ def _in_parts(
     """A dataset of what was read; equal pictures, by the hash of their pixels, never stand on both sides."""
     names = sorted(set(listed["label"]))
     labels = listed["label"].map({name: i for i, name in enumerate(names)}).to_numpy()
-    hashes = [hashlib.sha256(picture.data).digest() for picture in np.ascontiguousarray(pixels)]
-    _, first, same = np.unique(np.array([h.hex() for h in hashes]), return_index=True, return_inverse=True)
+    hashes = np.array([hashlib.sha256(picture.data).hexdigest() for picture in pixels])
+    _, first, same = np.unique(hashes, return_index=True, return_inverse=True)
     if (copies := len(labels) - len(first)) > 0:
         notes.append(f"exact duplicates: {copies}")
     if listed["part"].iloc[0]:

@@ -69,7 +69,7 @@ class DownloadError(UserError):
 
 def read_pointer(path: Path) -> Pointer:
     """Read and check a pointer; raises `UserError` with one line."""
-    raw = read_yaml(path, "a pointer (.yaml) or arrays (.npz): data.path")
+    raw = read_yaml(path, "a pointer (.yaml), arrays (.npz) or a folder of pictures: data.path")
     try:
         return Pointer.model_validate(raw)
     except ValidationError as error:
@@ -163,8 +163,9 @@ def _download(url: str, pointer: Pointer, target: Path, deadline: float) -> str 
     pooch.get_logger().setLevel("ERROR")
     # A kill -9 leaves a temporary file behind, which the next download removes once nobody can be writing it.
     for old in target.parent.glob("tmp*"):
-        if old != target and old.stat().st_mtime < time.time() - DEADLINE:
-            old.unlink()
+        with suppress(OSError):  # another process's, done by now
+            if old != target and old.stat().st_mtime < time.time() - DEADLINE:
+                old.unlink()
     name = target.name
     store = pooch.create(target.parent, "", registry={name: pointer.sha256}, urls={name: url}, retry_if_failed=RETRIES)
     ended = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without cleaning up

@@ -31,12 +31,13 @@ def find(path: Path) -> tuple[Pointer | None, Path]:
         raise UserError(f"{path}: expected its folder, data.path={path.parent}: DVC then tracks the pictures, too")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: not a regular file, expected {KINDS}: data.path")
-    if not path.exists() and path.with_name(f"{path.name}.dvc").exists():
-        raise UserError(f"{path}: not in this clone; `dvc pull` gets it from where it was pushed to")
     if not path.exists():
-        raise UserError(f"{path}: No such file or directory, expected {KINDS}: data.path")
-    if _untracked(path):
-        raise UserError(f"{path}: not under version control, and an experiment would put it into Git: `dvc add {path}`")
+        there = path.with_name(f"{path.name}.dvc").exists()
+        wanted = "`dvc pull` gets it from where it was pushed to" if there else f"expected {KINDS}: data.path"
+        raise UserError(f"{path}: {'not in this clone' if there else 'No such file or directory'}; {wanted}")
+    if untracked := _untracked(path):
+        what = f"{untracked}: not under version control, and an experiment would put it into Git"
+        raise UserError(f"{what}: `dvc add {path}`, or `git add {untracked}` if Git has the others")
     return None, path
 
 
@@ -50,10 +51,9 @@ def load(path: Path, data: Data, seed: int, size: tuple[int, int] | None = None)
 
     Raises as `find` does, and for what is in the file or folder.
     """
-    test_fraction, skip = data.test_fraction, data.unreadable == "skip"
     pointer, found = find(path)
     if found.is_dir():
-        return path.name, read_pictures(found, size, test_fraction, seed, skip)
+        return path.name, read_pictures(found, size, data, seed)
     if pointer is None:
         name, dataset = path.stem, read_dataset(found)
     else:
@@ -69,7 +69,7 @@ def load_both(data: Data, seed: int) -> tuple[Named, Named]:
     """
     path, side = Path(data.path), data.image_size
     source = load(path, data, seed, (side, side) if side else None)
-    if is_same(Path(data.target_path)):
+    if is_same(Path(data.target_path)) or data.target_path == data.path:
         return source, source
     height, width, channels = source[1].x_train.shape[1:]
     target = load(Path(data.target_path), data, seed, (height, width))
@@ -105,10 +105,10 @@ def _rgb(named: Named) -> Named:
     return name, replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, "grey made RGB"))
 
 
-def _untracked(path: Path) -> bool:
-    """Whether Git sees the file but does not have it; `dvc add` makes Git ignore it."""
+def _untracked(path: Path) -> str:
+    """The file, or the first one in the folder, that Git sees but does not have; `dvc add` makes Git ignore it."""
     command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
     try:
-        return bool(subprocess.run(command, capture_output=True, check=False).stdout)
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
     except (OSError, ValueError):  # no Git here, or no file name
-        return False
+        return ""

@@ -27,6 +27,8 @@ def split(source: tuple[str, Dataset], target: tuple[str, Dataset], data: Data, 
 def _labels(classes: list[int | str], names: list[str], key: str) -> list[int]:
     """Label numbers of classes given by number or by name."""
     if classes == ["all"]:
+        if len(names) < 2:
+            raise UserError(f"params.yaml: {key}: was all, of which there is {shown(names)}, expected at least 2")
         return list(range(len(names)))
     labels = []
     for given in classes:

@@ -17,7 +17,7 @@ PAIRS = 15  # of classes that are confused, shown of many
 
 
 def hardest(by_class: pd.Series) -> list[str]:
-    """The classes to show: all, or of `MANY` and more those with the lowest values of `by_class`, lowest first."""
+    """The classes to show: all, or of more than `MANY` those with the lowest values of `by_class`, lowest first."""
     return list(by_class.index if len(by_class) <= MANY else by_class.nsmallest(MANY).index)
 
 

@@ -19,8 +19,15 @@ def artifact(kind: str, stage: str) -> Path:
     return REPORTS / kind / f"{stage}.{suffix}"
 
 
+def is_ignored(path: Path) -> bool:
+    """Whether `.dvcignore` leaves a file out of what DVC tracks: hidden ones, caches, and what editors leave."""
+    return any(part[0] == "." or part == "__pycache__" for part in path.parts) or path.name.endswith(("~", ".swp"))
+
+
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that no part of it is ever seen under its name; raises `UserError` if that fails."""
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: not a regular file, cannot be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:

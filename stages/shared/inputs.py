@@ -11,43 +11,43 @@ import yaml
 
 from stages.settings import PARAMS, leaves
 from stages.shared.errors import UserError
+from stages.shared.files import is_ignored
 
-LARGEST_READ = 1_000_000  # bytes; larger files are compared by size and time
+LARGEST_READ = 1_000_000  # bytes; data and larger files are compared by size and time
 _at_start: dict[str, Any] = {}
 
 
 def note() -> None:
     """Note the inputs of the stage that DVC is starting in this process, if it is one."""
-    try:
-        _at_start.update(_inputs())
-    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):
-        _at_start.clear()  # not DVC's, or something is wrong that the stage itself will refuse
+    _at_start.update(_inputs())
 
 
 def check_unchanged() -> None:
     """Raise `UserError` if an input is not what it was when the stage started, so that DVC records nothing."""
-    if not _at_start:
-        return
-    try:
-        now = _inputs()
-    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):
-        now = {}
+    now = _inputs() if _at_start else {}
     for name in {**_at_start, **now}:
         if name not in now or name not in _at_start or now[name] != _at_start[name]:
             raise UserError(f"{name}: changed while the stage ran, so nothing is recorded; type `dvc repro` again")
 
 
 def _inputs() -> dict[str, Any]:
-    """The files and settings that ``dvc.yaml`` names for the running stage, with hash or value."""
+    """What `_named` finds; nothing if DVC runs no stage, or if something is wrong that the stage itself will refuse."""
+    try:
+        return _named()
+    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _named() -> dict[str, Any]:
+    """The files and settings that ``dvc.yaml`` names for the running stage, with what they hold."""
     running = os.environ["DVC_STAGE"]
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][running]
     params = dict(leaves(yaml.safe_load(PARAMS.read_text())))
     paths = [Path(re.sub(r"\$\{(.+?)\}", lambda found: str(params[found[1]]), dep)) for dep in stage["deps"]]
-    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path])]
+    inside = (file for path in paths for file in path.rglob("*") if not is_ignored(file.relative_to(path)))
+    files = [path for path in (*paths, *inside) if path.is_file()]
     found: dict[str, Any] = {
-        file.as_posix(): _state(file, (status := file.stat()).st_size, status.st_mtime_ns)
-        for file in files
-        if file.is_file() and "__pycache__" not in file.parts and file.name[0] != "."
+        file.as_posix(): _state(file, (status := file.stat()).st_size, status.st_mtime_ns) for file in files
     }
     return found | {f"{key} in {PARAMS}": value for key, value in params.items() if names_setting(stage, key)}
 
@@ -59,4 +59,5 @@ def names_setting(stage: dict, key: str) -> bool:
 
 @functools.cache  # a file whose size and time are the same is not read again
 def _state(file: Path, size: int, mtime_ns: int) -> Any:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if size <= LARGEST_READ else (size, mtime_ns)
+    small = file.suffix in (".py", ".md", ".html", ".yaml") and size <= LARGEST_READ
+    return hashlib.sha256(file.read_bytes()).hexdigest() if small else (size, mtime_ns)

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -35,6 +34,8 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(f"error: {error}{undo}")
         except KeyboardInterrupt:
             sys.exit(130)
+        except BrokenPipeError:  # `| head`
+            os._exit(1)
         except OSError as error:  # a full disk, a folder that cannot be written
             if error.strerror is None:
                 raise
@@ -42,8 +43,6 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
                 raise
-            tensor = re.search(r"OOM when allocating [^\n]*?shape\[[\d,]*\]", str(error))
-            what = tensor[0] if tensor else one_line(error)
-            sys.exit(f"error: memory is full: {what}: expected fewer or smaller images, or a smaller network")
+            sys.exit(f"error: memory is full, expected fewer or smaller images or layers: {one_line(error)}")
 
     return wrapped

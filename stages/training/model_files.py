@@ -20,6 +20,8 @@ def load(path: Path) -> keras.Sequential:
             if damaged := archive.testzip():  # from Python 3.13 on Keras reads weights whose checksum is wrong
                 raise ValueError(f"{damaged}: wrong checksum")
         return keras.models.load_model(path, compile=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, expected a model as the stages save") from None
     except Exception as error:  # a damaged file makes zipfile, h5py or Keras raise nearly anything
         raise UserError(f"{path}: no model that Keras can load: {one_line(error)}; {HOW_TO_HEAL}") from None
 

@@ -17,6 +17,8 @@ from stages.shared.npz import write_npz
 from stages.training import gradcam, model_files, network
 from stages.training.batches import EVALUATION_BATCH
 
+KINDS = ("history", "predictions", "gradcam")
+
 
 def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame, seconds: float, threads: int) -> None:
     """Save the model, predict the half's test images with what was saved, and write all that the report needs.
@@ -38,8 +40,9 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
         "probability": np.exp(log_p.max(axis=1)),
         "label": half.test.y,  # the order of the classes, for `dvc plots`
     }
-    curves = history.to_csv(index=False).encode()
-    predicted_csv = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f").encode()
+    write_whole(artifact("history", stage), history.to_csv(index=False).encode())
+    table = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f")
+    write_whole(artifact("predictions", stage), table.encode())
     mistakes = gradcam.most_confident_mistakes(log_p, half.test.y)
     looked = gradcam.heat_maps(saved, half.test.x[mistakes], predicted[mistakes])
     write_npz(artifact("gradcam", stage), {"row": mistakes, "heat": looked})
@@ -48,14 +51,8 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
         "test_accuracy": float((predicted == half.test.y).mean()),
         "test_loss": float(-log_p[np.arange(len(predicted)), half.test.y].mean()),
         "set_up": _set_up(threads, cpu.result()),
-        "sha256_of": {
-            "history": sha256(curves),
-            "predictions": sha256(predicted_csv),
-            "gradcam": sha256(artifact("gradcam", stage).read_bytes()),
-        },
+        "sha256_of": {kind: sha256(artifact(kind, stage).read_bytes()) for kind in KINDS},
     }
-    write_whole(artifact("history", stage), curves)
-    write_whole(artifact("predictions", stage), predicted_csv)
     write_sealed(artifact("record", stage), record)
     write_sealed(artifact("timing", stage), {"train_seconds": seconds})
     print(f"{stage}: test accuracy {record['test_accuracy']:.4f}, test loss {record['test_loss']:.4f}, {seconds:.1f} s")

@@ -50,14 +50,14 @@ def test_batch_that_would_act_is_refused_and_does_not(tmp_path, refused, name, c
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"<html>not found</html>", "no CIFAR-10 archive: BadGzipFile"),
-        (GOOD[: len(GOOD) // 2], "no CIFAR-10 archive: "),
-        (cifar_archive(data_batch_3=None), "no CIFAR-10 archive: KeyError: 'data_batch_3'"),
-        (cifar_archive(data_batch_3=batch_pickle(BATCH)[:-500]), "no CIFAR-10 archive: "),
-        ({"data": np.zeros((4, 1024), np.uint8)}, "no CIFAR-10 archive: ValueError: data of another type or shape"),
-        ({"data": np.zeros((4, 3072), object)}, "no CIFAR-10 archive: ValueError: data of another type or shape"),
-        ({"data": np.zeros((4, 3072), ">f8")}, "no CIFAR-10 archive: ValueError: data of another type or shape"),
-        ({"labels": [[1]] * 4}, "no CIFAR-10 archive: ValueError: data_batch_3: labels that are no list of small"),
+        (b"<html>not found</html>", "not a CIFAR-10 archive: BadGzipFile"),
+        (GOOD[: len(GOOD) // 2], "not a CIFAR-10 archive: "),
+        (cifar_archive(data_batch_3=None), "not a CIFAR-10 archive: KeyError: 'data_batch_3'"),
+        (cifar_archive(data_batch_3=batch_pickle(BATCH)[:-500]), "not a CIFAR-10 archive: "),
+        ({"data": np.zeros((4, 1024), np.uint8)}, "not a CIFAR-10 archive: ValueError: data of another type or shape"),
+        ({"data": np.zeros((4, 3072), object)}, "not a CIFAR-10 archive: ValueError: data of another type or shape"),
+        ({"data": np.zeros((4, 3072), ">f8")}, "not a CIFAR-10 archive: ValueError: data of another type or shape"),
+        ({"labels": [[1]] * 4}, "not a CIFAR-10 archive: ValueError: data_batch_3: labels are not a list of"),
         ({"labels": [10] * 4}, "label 10, expected less than"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -68,6 +68,7 @@ def test_archive_that_is_laid_out_otherwise_is_refused(refused, content, problem
     assert refused(content).startswith(problem)
 
 
+HUGE_ARRAY = b"\x80\x05\x96\x00\x00\x00\xc0\x00\x00\x00\x00."  # a bytearray of 3 GB
 HUGE_MEMO = b"\x80\x02K\x01r\xff\xff\xff\x7f."  # puts 1 at place 2**31 - 1 of the memo
 
 
@@ -75,6 +76,7 @@ HUGE_MEMO = b"\x80\x02K\x01r\xff\xff\xff\x7f."  # puts 1 at place 2**31 - 1 of t
     ("member", "content", "problem"),
     [
         (BATCH, HUGE_MEMO, "TypeError"),
+        (BATCH, HUGE_ARRAY, "KeyError"),
         (BATCH, bytes(LARGEST_BATCH + 1), "ValueError: data_batch_3: 32000001 bytes, expected at most"),
         ("readme.html", bytes(LARGEST_CONTENT), "ValueError: unpacks to more than"),
     ],
@@ -83,7 +85,7 @@ def test_memory_stays_small_while_a_bomb_is_refused(refused, member, content, pr
     bomb = cifar_archive(**{member: content})
     tracemalloc.start()
     try:
-        assert f"no CIFAR-10 archive: {problem}" in refused(bomb)
+        assert f"not a CIFAR-10 archive: {problem}" in refused(bomb)
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()

@@ -66,6 +66,7 @@ SAID = "transparent, put on white"
         (Image.new("1", (40, 20), 1), "a.png", {}, WHITE, WHITE, ("greyscale",)),
         (gray16(), "a.png", {}, (233,) * 3, (233,) * 3, ("16 bit made 8", "greyscale")),
         (clear("RGBA"), "a.png", {}, WHITE, GREEN, (SAID,)),
+        (TWO.convert("RGBA"), "a.png", {}, RED, GREEN, ()),
         (clear("PA").convert("RGBA"), "a.webp", {"lossless": True}, WHITE, GREEN, (SAID,)),
         (TWO.rotate(90, expand=True), "a.jpg", turned(), RED, GREEN, ("turned as EXIF says",)),
     ],
@@ -75,6 +76,13 @@ def test_every_kind_is_read_upright_as_rgb(tmp_path, picture, name, options, lef
     assert (pixels.shape, pixels.dtype, said) == ((20, 40, 3), np.uint8, changes)
     for column, colour in ((5, left), (35, right)):
         assert np.abs(pixels[10, column].astype(int) - colour).max() <= 12  # JPEG, palettes
+
+
+def test_32_bit_is_refused(tmp_path):
+    for kind in (np.float32, np.int32):
+        path = save(Image.fromarray(np.ones((20, 40), kind)), tmp_path / "a.tiff")
+        with pytest.raises(ValueError, match="32-bit pixels, expected 8 or 16"):
+            read_picture(path, None)
 
 
 def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
@@ -99,7 +107,7 @@ def photos(folder: Path, parts: tuple[str, ...] = ("",), per_class: int = 5) -> 
 
 
 def read(folder: Path, size: tuple[int, int] | None = None, skip: bool = False):
-    return read_pictures(folder, size, test_fraction=0.4, seed=1, skip=skip)
+    return read_pictures(folder, size, Data(test_fraction=0.4, unreadable="skip" if skip else "stop"), 1)
 
 
 def test_test_part_is_split_off_by_class_and_seed(tmp_path):
@@ -108,19 +116,17 @@ def test_test_part_is_split_off_by_class_and_seed(tmp_path):
     assert np.bincount(dataset.y_test).tolist() == [2, 2, 2]
     assert np.bincount(dataset.y_train).tolist() == [3, 3, 3]
     assert np.array_equal(read(tmp_path / "photos").x_test, dataset.x_test)
-    other = read_pictures(tmp_path / "photos", None, 0.4, 2, False)
+    other = read_pictures(tmp_path / "photos", None, Data(test_fraction=0.4), 2)
     assert not np.array_equal(other.x_test, dataset.x_test)
     assert dataset.notes == ("15 pictures of 8x8 pixels", "test images split off by class: 6")
 
 
-@pytest.mark.parametrize(
-    ("parts", "test"), [(("train", "test"), 15), (("train", "val"), 15), (("train", "val", "test"), 15)]
-)
-def test_parts_may_be_folders(tmp_path, parts, test):
+@pytest.mark.parametrize("parts", [("train", "test"), ("Training", "valid"), ("train", "validation", "test")])
+def test_parts_may_be_folders(tmp_path, parts):
     dataset = read(photos(tmp_path / "photos", parts))
-    assert len(dataset.y_test) == test
+    assert (dataset.class_names, len(dataset.y_test)) == (CLASSES, 15)
     assert len(dataset.y_train) == 15 * (len(parts) - 1)
-    held_out = "test" if "test" in parts else "val"
+    held_out = parts[-1]
     expected = {read_picture(path, None).pixels.tobytes() for path in tmp_path.glob(f"photos/{held_out}/*/*.png")}
     assert {picture.tobytes() for picture in dataset.x_test} == expected
 
@@ -172,13 +178,18 @@ def test_what_cannot_be_read_is_listed_or_skipped(tmp_path):
     dataset = read(tmp_path, skip=True)
     assert len(dataset.y_train) + len(dataset.y_test) == 15
     assert sum(note.startswith("skipped: ") for note in dataset.notes) == 3
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="18 of 18 files cannot be read"):
+        read(tmp_path, skip=True)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("ant/9.png", (9, 8), "pictures of 2 sizes, expected one size, or data.image_size"),
+        ("ant/9.png", (9, 8), "pictures of different sizes, expected one size, or data.image_size"),
         ("9.png", (8, 8), "['9.png']: in no class's folder, expected"),
+        ("a.csv", "path,label,split\nant/0.png,ant,train\n", "parts ['train'], expected train and test (or val)"),
         ("dog/9.png", (8, 8), "class 'dog' has 1 different pictures, expected at least 2"),
         ("a.csv", "file,label\n", "columns ['file', 'label'], expected path, label and, optionally, split"),
         ("a.csv", "path,label\n../x.png,ant\n", "['../x.png']: expected paths in"),
@@ -195,6 +206,16 @@ def test_folder_that_is_laid_out_otherwise_is_refused(tmp_path, name, content, p
     with pytest.raises(UserError, match=re.escape(problem)) as error:
         read(tmp_path)
     assert str(error.value).isprintable()
+
+
+def test_channels_that_do_not_go_together_are_refused(tmp_path):
+    for channels, problem in ((4, "4 channels, expected 3"), (2, "images of 2 channels, expected 1, 3 or 4")):
+        four = {k: np.repeat(a[..., :1], channels, 3) if k[0] == "x" else a for k, a in ARRAYS.items()}
+        np.savez(tmp_path / f"{channels}.npz", **four)
+        photos(tmp_path / "photos")
+        data = Data(path=str(tmp_path / "photos"), target_path=str(tmp_path / f"{channels}.npz"))
+        with pytest.raises(UserError, match=problem):
+            load_both(data, 1)
 
 
 def test_two_datasets_are_brought_to_one_size_and_to_colour(tmp_path):

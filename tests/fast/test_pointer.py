@@ -180,6 +180,7 @@ def test_a_download_that_is_ended_leaves_nothing_and_the_next_one_removes_what_a
                                    env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)  # fmt: skip
         while not any(folder.glob("tmp*")):
             assert process.poll() is None
+            threading.Event().wait(0.01)
         process.send_signal(number)
         assert process.wait() in (128 + number, -number)
         assert len(cached()) == left

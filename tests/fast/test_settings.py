@@ -91,6 +91,10 @@ def test_missing_misspelt_and_unknown_are_refused():
         ({"model.dense_units": [9]}, "finetune_fc.trainable: was ['fc2', 'output'], expected some of ['conv1', "),
         ({"finetune_fc.trainable": ["fc2"], "finetune_fc.head": "reset"}, "finetune_fc.trainable: was ['fc2'], "),
         ({"data.target_classes": [5, 6, 7]}, "finetune_output.head: was 'keep', expected 'reset': data.source_classes"),
+        (
+            {"data.source_classes": "all", "data.target_classes": "all"},
+            "finetune_output.head: was 'keep', expected 'reset'",
+        ),
         ({"precision": "mixed_bfloat16"}, "precision: was 'mixed_bfloat16', expected 'float32', or model.rescale=true"),
         ({"devices": 3}, "pretrain.batch_size: was 64, expected a multiple of devices, 3"),
     ],

@@ -62,6 +62,14 @@ def test_classes_that_do_not_fit_are_refused_in_one_line(classes, problem):
     assert str(error.value).isprintable()
 
 
+def test_two_datasets_may_have_classes_of_the_same_name_and_all_means_all():
+    target = split(("tiny", DATASET), ("other", DATASET), Data(target_classes="all"), 1)["target"]
+    assert (target.dataset, target.class_names) == ("other", CLASS_NAMES)
+    one = replace(DATASET, y_train=DATASET.y_train * 0, y_test=DATASET.y_test * 0, class_names=["ant"])
+    with pytest.raises(UserError, match=r"data\.target_classes: was all, of which there is \['ant'\], expected at"):
+        split(("tiny", DATASET), ("one", one), Data(target_classes="all"), 1)
+
+
 def test_a_class_without_images_is_refused_by_name():
     """Lacking test images are blamed on the choice of classes, lacking training images on how many are to be kept."""
     train, test = DATASET.y_train != 6, DATASET.y_test != 6
