@@ -21,7 +21,7 @@ def load(path: Path) -> keras.Sequential:
                 raise ValueError(f"{damaged}: wrong checksum")
         return keras.models.load_model(path, compile=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing, expected a model as the stages save") from None
+        raise UserError(f"{path}: missing, expected a model as `dvc repro` writes") from None
     except Exception as error:  # a damaged file makes zipfile, h5py or Keras raise nearly anything
         raise UserError(f"{path}: no model that Keras can load: {one_line(error)}; {HOW_TO_HEAL}") from None
 
