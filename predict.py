@@ -87,9 +87,10 @@ def class_names(model_file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(model_file) as archive:
             return json.loads(archive.read("metadata.json"))["class_names"]
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{model_file}: {problem}, expected a model with class names, as the stages save") from None
+    except OSError as error:
+        raise UserError(f"{model_file}: {error.strerror}, expected a model as the stages save") from None
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        raise UserError(f"{model_file}: not a model of this pipeline: no .keras file with class names") from None
 
 
 def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[pd.DataFrame, list[str], list[str]]:
@@ -142,7 +143,10 @@ def ranked_classes(row: Sequence) -> Iterator[tuple[str, float]]:
 
 def arguments() -> argparse.Namespace:
     """The command line, parsed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description = (__doc__ or "").replace("``", "`")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("model", type=Path, help="a .keras file of this pipeline")
     parser.add_argument("pictures", nargs="+", help="files, folders, patterns, or - for a list")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="classes shown of each picture (3)")
@@ -175,6 +179,8 @@ def main() -> None:
         template = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
         page = template.render(model=options.model, rows=zip(shown, rows, strict=True), left_out=len(table) - len(rows))
         write_whole(options.html, page.encode())
+    for file in filter(None, (options.csv, options.json, options.html)):
+        print(f"written: {file}")
     if failed:
         raise UserError("\n  ".join([f"{len(failed)} of {len(paths)} pictures cannot be read:", *failed]))
 

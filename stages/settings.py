@@ -51,7 +51,7 @@ class Data(Section):
     source_classes: ClassList = Field(
         [0, 1, 2, 3, 4], description="pretrain on these: label numbers or class names, or all"
     )
-    target_classes: ClassList = Field([5, 6, 7, 8, 9], description="fine-tune on these")
+    target_classes: ClassList = Field([5, 6, 7, 8, 9], description="fine-tune on these, or all")
     image_size: int | None = Field(
         None, ge=8, le=1024, description="side in pixels to bring images to; null: the source's size"
     )
@@ -148,8 +148,9 @@ class Settings(Section):
             if recipe.head == "reset" and "output" not in recipe.trainable:
                 raise ValueError(f"{was} 'output' in it: head is 'reset'")
             if recipe.head == "keep" and (len(sizes) > 1 or "all" in sizes):
-                why = "data.source_classes and data.target_classes may differ in number; the head would not fit"
-                raise ValueError(f"{name}.head: was 'keep', expected 'reset': {why}")
+                resets = " ".join(f"-S {n}.head=reset" for n, r in self.finetune_stages.items() if r.head == "keep")
+                why = "data.source_classes and data.target_classes are not equally many"
+                raise ValueError(f"{name}.head: was 'keep', expected 'reset', as {why}: {resets}")
         return self
 
     @property

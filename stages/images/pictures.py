@@ -106,7 +106,7 @@ def read_pictures(folder: Path, size: tuple[int, int] | None, data: Data, seed: 
         if not read.any():
             pixels = _empty(folder, (len(listed), *picture.pixels.shape))
         if picture.pixels.shape != pixels.shape[1:]:
-            wanted = "expected one size, or data.image_size, the side in pixels to bring them to: 32 to 96 make sense"
+            wanted = "expected one size, or one to bring them to, say -S data.image_size=64 (32 to 96 make sense)"
             raise UserError(f"{folder}: pictures of different sizes, {wanted}")
         pixels[i], read[i] = picture.pixels, True
         changes.update(picture.changes)
@@ -139,7 +139,8 @@ def _listed(folder: Path) -> pd.DataFrame:
     tops = {path.parts[0].lower() for path in files if len(path.parts) > 1}
     level = 1 if tops and tops <= set(PARTS) else 0
     if alone := [path.as_posix() for path in files if len(path.parts) < level + 2]:
-        raise UserError(f"{folder}: {shown(alone)}: in no class's folder, expected {folder}/CLASS/PICTURE")
+        some = f"{len(alone)} pictures in no class's folder ({', '.join(sorted(alone)[:3])})"
+        raise UserError(f"{folder}: {some}, expected {folder}/CLASS/PICTURE")
     rows = [(path.as_posix(), path.parts[level], path.parts[0].lower() if level else "") for path in files]
     return _table(folder, pd.DataFrame(rows, columns=["path", "label", "part"]))
 
@@ -176,8 +177,8 @@ def _table(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, ...]) -> str:
-    ordered = [f"{width}x{height}" for width, height in sorted(stored, key=lambda s: (s[0] * s[1], s))]
-    sizes = ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
+    (least, low), (most, high) = (map(choose, zip(*stored, strict=True)) for choose in (min, max))
+    sizes = f"{least}x{low}" if len(stored) == 1 else f"{least} to {most} x {low} to {high}"
     resized = "" if stored == {size[::-1]} else f", shorter side resized and centre cropped to {size[1]}x{size[0]}"
     return f"{count} pictures of {sizes} pixels{resized}"
 
@@ -208,6 +209,6 @@ def _in_parts(
             in_test_group[groups[: min(len(groups) - 1, max(1, round(test_fraction * len(groups))))]] = True
         test = in_test_group[same]
         train = ~test
-        notes.append(f"test images split off by class: {test.sum()}")
+        notes.append(f"test images split off, of all classes: {test.sum()}")
     arrays = {"x_train": pixels[train], "y_train": labels[train], "x_test": pixels[test], "y_test": labels[test]}
     return checked_dataset(folder, arrays | {"class_names": np.array(names)}, tuple(notes))

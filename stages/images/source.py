@@ -28,7 +28,7 @@ def find(path: Path) -> tuple[Pointer | None, Path]:
     if path.suffix in (".yaml", ".yml"):
         return fetch(path)
     if path.suffix == ".csv":
-        raise UserError(f"{path}: expected its folder, data.path={path.parent}: DVC then tracks the pictures, too")
+        raise UserError(f"{path}: expected the folder of this list and its pictures, {path.parent}: DVC tracks that")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: not a regular file, expected {KINDS}: data.path")
     if not path.exists():

@@ -16,7 +16,7 @@ def set_up() -> None:
     if missing:
         sys.exit(
             f"error: {sys.executable or 'this python'} lacks {', '.join(missing)}: run `make setup` once, then "
-            "`.venv/bin/dvc repro`, or `source .venv/bin/activate` and `dvc repro`"
+            "`source .venv/bin/activate`, and type it again"
         )
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         # PR_SET_PDEATHSIG: a stage that outlives a killed `dvc` would write among the outputs of the next run.

@@ -30,7 +30,8 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
         except UserError as error:
             # touch: `dvc exp run -S` can leave size and second as they were, and Git trusts these.
             refused = str(error).startswith("params.yaml: ") and Path("params.yaml").exists()
-            undo = "; to undo: touch params.yaml && git checkout params.yaml" if refused else ""
+            refused = refused and "exps" not in Path.cwd().parts  # a copy that `dvc exp run --temp` throws away
+            undo = "; to go back to what is committed: touch params.yaml && git checkout params.yaml" if refused else ""
             sys.exit(f"error: {error}{undo}")
         except KeyboardInterrupt:
             sys.exit(130)

@@ -118,7 +118,7 @@ def test_test_part_is_split_off_by_class_and_seed(tmp_path):
     assert np.array_equal(read(tmp_path / "photos").x_test, dataset.x_test)
     other = read_pictures(tmp_path / "photos", None, Data(test_fraction=0.4), 2)
     assert not np.array_equal(other.x_test, dataset.x_test)
-    assert dataset.notes == ("15 pictures of 8x8 pixels", "test images split off by class: 6")
+    assert dataset.notes == ("15 pictures of 8x8 pixels", "test images split off, of all classes: 6")
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), ("Training", "valid"), ("train", "validation", "test")])
@@ -187,8 +187,8 @@ def test_what_cannot_be_read_is_listed_or_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("ant/9.png", (9, 8), "pictures of different sizes, expected one size, or data.image_size"),
-        ("9.png", (8, 8), "['9.png']: in no class's folder, expected"),
+        ("ant/9.png", (9, 8), "pictures of different sizes, expected one size, or one to"),
+        ("9.png", (8, 8), "1 pictures in no class's folder (9.png), expected"),
         ("a.csv", "path,label,split\nant/0.png,ant,train\n", "parts ['train'], expected train and test (or val)"),
         ("dog/9.png", (8, 8), "class 'dog' has 1 different pictures, expected at least 2"),
         ("a.csv", "file,label\n", "columns ['file', 'label'], expected path, label and, optionally, split"),

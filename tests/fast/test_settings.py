@@ -90,7 +90,7 @@ def test_missing_misspelt_and_unknown_are_refused():
         ({"finetune_fc.trainable": ["fc9"]}, "finetune_fc.trainable: was ['fc9'], expected some of ['conv1', "),
         ({"model.dense_units": [9]}, "finetune_fc.trainable: was ['fc2', 'output'], expected some of ['conv1', "),
         ({"finetune_fc.trainable": ["fc2"], "finetune_fc.head": "reset"}, "finetune_fc.trainable: was ['fc2'], "),
-        ({"data.target_classes": [5, 6, 7]}, "finetune_output.head: was 'keep', expected 'reset': data.source_classes"),
+        ({"data.target_classes": [5, 6, 7]}, "finetune_output.head: was 'keep', expected 'reset', as data.source_cla"),
         (
             {"data.source_classes": "all", "data.target_classes": "all"},
             "finetune_output.head: was 'keep', expected 'reset'",

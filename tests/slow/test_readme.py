@@ -152,5 +152,6 @@ def test_a_refused_setting_is_undone_by_the_command_that_the_message_names(repo,
     assert "Epoch 1/" not in output
     assert "Traceback" not in output
     assert (repo.path / "params.yaml").read_bytes() != before
-    repo.run("bash", "-c", re.search(r"^error: params\.yaml: .*; to undo: (.*)$", output, re.M)[1])
+    back = re.search(r"^error: params\.yaml: .*; to go back to what is committed: (.*)$", output, re.M)
+    repo.run("bash", "-c", back[1])
     assert (repo.path / "params.yaml").read_bytes() == before
