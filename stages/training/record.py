@@ -50,7 +50,8 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
         "trainable_parameters": network.trainable_parameters(model),
         "test_accuracy": float((predicted == half.test.y).mean()),
         "test_loss": float(-log_p[np.arange(len(predicted)), half.test.y].mean()),
-        "set_up": _set_up(threads, cpu.result()),
+        # Ctrl-C ends the process that is asked, but TensorFlow may keep it from ending this one.
+        "set_up": _set_up(threads, cpu.result() or cpuinfo.get_cpu_info()),
         "sha256_of": {kind: sha256(artifact(kind, stage).read_bytes()) for kind in KINDS},
     }
     write_sealed(artifact("record", stage), record)
