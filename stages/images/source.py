@@ -1,6 +1,5 @@
 """Find and read the datasets that ``data.path`` and ``data.target_path`` name."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from stages.images.pictures import read_pictures
 from stages.images.pointer import Pointer, fetch
 from stages.settings import Data, read_yaml
 from stages.shared.errors import UserError
+from stages.shared.files import refuse_untracked
 
 KINDS = "arrays (.npz), a folder of pictures, or a pointer (.yaml)"
 Named = tuple[str, Dataset]
@@ -35,8 +35,7 @@ def find(path: Path) -> tuple[Pointer | None, Path]:
         raise UserError(f"{path}: not in this clone; `dvc pull` gets it from where it was pushed to")
     if not path.exists():
         raise UserError(f"{path}: No such file or directory, expected {KINDS}: data.path")
-    if _untracked(path):
-        raise UserError(f"{path}: not under version control, and an experiment would put it into Git: `dvc add {path}`")
+    refuse_untracked(path)
     return None, path
 
 
@@ -103,12 +102,3 @@ def _rgb(named: Named) -> Named:
         return named
     train, test = (np.repeat(x, 3, axis=3) for x in (dataset.x_train, dataset.x_test))
     return name, replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, "grey made RGB"))
-
-
-def _untracked(path: Path) -> bool:
-    """Whether Git sees the file but does not have it; `dvc add` makes Git ignore it."""
-    command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
-    try:
-        return bool(subprocess.run(command, capture_output=True, check=False).stdout)
-    except (OSError, ValueError):  # no Git here, or no file name
-        return False

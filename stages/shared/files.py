@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 from stages.shared.errors import UserError
@@ -29,6 +30,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def refuse_untracked(path: Path) -> None:
+    """Raise `UserError` if Git sees the file but does not have it; `dvc add` makes Git ignore it."""
+    command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
+    try:
+        found = subprocess.run(command, capture_output=True, check=False).stdout
+    except (OSError, ValueError):  # no Git here, or no file name
+        return
+    if found:
+        raise UserError(f"{path}: not under version control, and an experiment would put it into Git: `dvc add {path}`")
 
 
 def write_sealed(path: Path, values: dict) -> None:
