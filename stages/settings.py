@@ -80,7 +80,7 @@ class Network(Section):
     dense_units: list[Units] = Field([128, 64], description="units of fc1, fc2, ...")
     dropout: Real = Field(0.2, ge=0, lt=1, description="rate after pooling and after each dense layer")
     rescale: bool = Field(
-        False, description="false: raw 0-255 pixels; true: standardised in the model; a backbone has its own way"
+        False, description="false: raw 0-255 pixels; true: standardised in the model; not for a backbone"
     )
 
     @property
@@ -118,7 +118,7 @@ class Settings(Section):
     threads: int | None = Field(None, ge=1, le=1024, description="of TensorFlow; null: one per core")
     devices: int = Field(1, ge=1, le=1024, description="GPUs that share every batch; 1: one device, GPU or CPU")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
-        "float32", description="mixed ones with model.rescale or model.backbone"
+        "float32", description="mixed ones with model.rescale or a backbone"
     )
     feature_memory: int = Field(
         4_000_000_000, ge=0, description="bytes for what frozen layers compute once; a temporary file beyond"
