@@ -12,6 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 from keras.src.legacy.saving import legacy_h5_format
 from keras.src.utils import file_utils
@@ -62,6 +63,14 @@ def served(tmp_path, monkeypatch):
         server.shutdown()
 
 
+@pytest.fixture
+def eager():
+    """Without graphs, whose making takes most of the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 def run(monkeypatch, *stages: str) -> None:
     """The named stages, after `prepare`, in this process."""
     programs = {"pretrain": pretrain.main, "report": report.main}
@@ -86,7 +95,7 @@ def differ(before: dict, after: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in get_args(Backbone) if name != "MobileNetV3Small"])
-def test_frozen_features_stay_as_they_come(params, tiny_dataset, served, monkeypatch, name):
+def test_frozen_features_stay_as_they_come(params, tiny_dataset, served, eager, monkeypatch, name):
     params(**FEW, **CLASSES, **HEADS, **{"data.path": "data/raw/tiny.npz", "model.backbone": name})
     params(**{"model.weights": served(name), "pretrain.epochs": 0})
     trunks, compute = [], loop.features
