@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def main() -> None:
     x, y = _test_images(model, args.images or ("source" if args.model.stem == "pretrain" else "target"))
     expected, seconds = _predict(model.predict_on_batch, x, args.model.name)
     table = pd.DataFrame([_row("Keras", args.model, expected, expected, y, seconds)])
-    for layer in model.layers:
+    for layer in _layers(model):
         layer.dtype_policy = "float32"  # LiteRT and ONNX's runtime do not compute in bfloat16
         if isinstance(layer, keras.layers.Normalization):  # of its tensors tf2onnx would make inputs of the file
             layer.mean, layer.variance = (np.asarray(of, np.float32) for of in (layer.mean, layer.variance))
@@ -73,6 +73,12 @@ def main() -> None:
             shutil.rmtree(MODELS / "export" / file.name, ignore_errors=True)  # a SavedModel is a folder
             print("written:", file.replace(MODELS / "export" / file.name))
     print(f"Each takes `image`, float32 (N, {', '.join(map(str, x.shape[1:]))}), raw 0-255")
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers, those of models among them included."""
+    for layer in model.layers:
+        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def _test_images(model: keras.Model, side: Side) -> tuple[np.ndarray, np.ndarray]:

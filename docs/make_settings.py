@@ -39,6 +39,24 @@ The notebook's network has no pooling after `pool`, so its first dense layer gro
 for 32x32 pixels, 17 million for 96x96, 99 million for 224x224 (1.2 GB of models a run). `pretrain` prints the number
 before it trains. Use 32 to 96 pixels.
 
+## Backbones
+
+`model.backbone` puts a network of `keras.applications` under `fc1`, `model.weights` names what it starts from:
+`data/raw/imagenet.yaml` (Keras downloads them), a `.keras` or `.h5` file, a pointer with `name`, `urls` and `sha256`,
+or `data/raw/random.yaml`, the control. With photos, after `dvc add photos` and a commit:
+
+```
+dvc exp run --temp -n mobilenet -S model.backbone=MobileNetV3Small -S model.weights=data/raw/imagenet.yaml \\
+  -S data.path=photos -S data.target_path=photos -S data.source_classes=all -S data.target_classes=all \\
+  -S data.image_size=224 -S pretrain.epochs=0 -S finetune_output.head=reset -S finetune_fc.head=reset \\
+  -S 'finetune_output.trainable=[fc1,fc2,output]' -S finetune_fc.learning_rate=0.0001 \\
+  -S 'finetune_fc.trainable=[expanded_conv_10,conv_1,fc1,fc2,output]'
+```
+
+`pretrain.epochs=0` leaves the features as they come. `trainable` takes layers, the beginnings of their names
+(`expanded_conv_10`, `conv5_block3`, `block6`), or `backbone`; the error for any other lists what there is. What is
+frozen, batch normalisation included, works as in prediction and is computed once.
+
 ## What is computed again
 
 A stage runs again if a setting, a file of code or a data file that it uses changes. The stages after it run only if its

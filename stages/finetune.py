@@ -27,7 +27,7 @@ def main() -> None:
         model = model_files.load(MODELS / "pretrain.keras")
         if recipe.head == "reset":
             model = network.with_new_output(model, len(target.class_names))
-        network.freeze_all_but(model, recipe.trainable)
+        network.freeze_all_but(model, recipe.trainable, f"{stage}.trainable")
         history, seconds = loop.fit(model, target, recipe, stage, params.feature_memory)
     record.write(stage, model, target, history, seconds, threads)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages import settings
-from stages.images import pointer, source
+from stages import download, settings
+from stages.images import source
 from stages.images.split import split
 from stages.shared.halves import PARTS, Half, write_half
 from stages.shared.program import program
@@ -33,7 +33,7 @@ def main() -> None:
             for path in (Path(params.data.path), Path(params.data.target_path)):
                 if not source.is_same(path):
                     source.find(path)
-        except pointer.DownloadError as error:
+        except download.DownloadError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(3)
         return

@@ -30,6 +30,9 @@ ClassList = Annotated[
     Field(min_length=2),
     WrapValidator(lambda value, check: ["all"] if value in ("all", ["all"]) else check(value)),
 ]
+Backbone = Literal[
+    "MobileNetV3Small", "MobileNetV3Large", "EfficientNetV2B0", "EfficientNetV2S", "ResNet50V2", "ConvNeXtTiny"
+]
 Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 
 
@@ -69,16 +72,20 @@ class Data(Section):
 class Network(Section):
     """The network's layers."""
 
+    backbone: Backbone | None = Field(None, description="network of keras.applications under fc1; null: conv1, ...")
+    weights: str = Field(
+        "data/raw/random.yaml", min_length=1, description="of the backbone: imagenet.yaml, a pointer, .keras or .h5"
+    )
     conv_filters: list[Units] = Field([32, 64], min_length=1, description="filters of conv1, conv2, ...")
     dense_units: list[Units] = Field([128, 64], description="units of fc1, fc2, ...")
     dropout: Real = Field(0.2, ge=0, lt=1, description="rate after pooling and after each dense layer")
     rescale: bool = Field(
-        False, description="false: raw 0-255 pixels, as the notebook; true: standardised in the model"
+        False, description="false: raw 0-255 pixels; true: standardised in the model; not for a backbone"
     )
 
     @property
     def layers_with_weights(self) -> list[str]:
-        """The names that `trainable` chooses from."""
+        """The names that `trainable` chooses from if there is no backbone."""
         convs = [f"conv{i}" for i, _ in enumerate(self.conv_filters, 1)]
         return [*convs, *[f"fc{i}" for i, _ in enumerate(self.dense_units, 1)], "output"]
 
@@ -86,7 +93,7 @@ class Network(Section):
 class Recipe(Section):
     """How to train."""
 
-    epochs: int = Field(10, ge=0, le=1_000_000, description="passes over the training images; 0: random features")
+    epochs: int = Field(10, ge=0, le=1_000_000, description="passes over the training images; 0: features as they come")
     batch_size: int = Field(64, ge=1, le=1_000_000, description="images per training step")
     optimizer: Literal["rmsprop", "adam", "sgd"] = Field("rmsprop", description="Keras's defaults")
     learning_rate: Real = Field(0.001, gt=0, description="of the optimizer; the peak of a schedule")
@@ -97,7 +104,7 @@ class FinetuneRecipe(Recipe):
     """How to train further, and which layers."""
 
     epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training images")
-    trainable: list[str] = Field(min_length=1, description="layers to train; the others are frozen")
+    trainable: list[str] = Field(min_length=1, description="layers to train, or backbone; others are frozen")
     head: Literal["keep", "reset"] = Field("keep", description="start from the source's output layer, or a new one")
 
 
@@ -111,7 +118,7 @@ class Settings(Section):
     threads: int | None = Field(None, ge=1, le=1024, description="of TensorFlow; null: one per core")
     devices: int = Field(1, ge=1, le=1024, description="GPUs that share every batch; 1: one device, GPU or CPU")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
-        "float32", description="mixed ones with model.rescale"
+        "float32", description="mixed ones with model.rescale or a backbone"
     )
     feature_memory: int = Field(
         4_000_000_000, ge=0, description="bytes for what frozen layers compute once; a temporary file beyond"
@@ -132,10 +139,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Settings":
-        if self.precision != "float32" and not self.model.rescale:
+        if self.precision != "float32" and not self.model.rescale and not self.model.backbone:
             wanted = "expected 'float32', or model.rescale=true: the network does not learn from raw pixels in 16 bits"
             raise ValueError(f"precision: was {self.precision!r}, {wanted}")
-        layers = self.model.layers_with_weights
+        layers, random = self.model.layers_with_weights, Network.model_fields["weights"].default
+        if not self.model.backbone and self.model.weights != random:
+            was = shown(self.model.weights)
+            raise ValueError(f"model.weights: was {was}, expected {random!r}, or a model.backbone that they are for")
         sizes = {"all" if c == ["all"] else len(c) for c in (self.data.source_classes, self.data.target_classes)}
         for name, recipe in {"pretrain": self.pretrain, **self.finetune_stages}.items():
             if recipe.batch_size % self.devices:
@@ -143,7 +153,8 @@ class Settings(Section):
                 raise ValueError(f"{name}.batch_size: was {recipe.batch_size}, {wanted}")
         for name, recipe in self.finetune_stages.items():
             was = f"{name}.trainable: was {shown(recipe.trainable)}, expected"
-            if set(recipe.trainable) - set(layers) or len(set(recipe.trainable)) < len(recipe.trainable):
+            unknown = set(recipe.trainable) - set(layers) and not self.model.backbone  # which is asked when it is there
+            if unknown or len(set(recipe.trainable)) < len(recipe.trainable):
                 raise ValueError(f"{was} some of {shown(layers)}, each once")
             if recipe.head == "reset" and "output" not in recipe.trainable:
                 raise ValueError(f"{was} 'output' in it: head is 'reset'")

@@ -38,9 +38,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to run in, with the default settings and what they name as data.target_path."""
+    """A folder to run in, with the default settings and the small files that they name."""
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/same.yaml").write_text("same: data.path\n")
+    (tmp_path / "data/raw/random.yaml").write_text("weights: random\n")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(Settings().model_dump(), sort_keys=False))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -24,8 +24,8 @@ REPRO = (sys.executable, "-m", "dvc", "repro")
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (
     "dvc.yaml", "stages", "studies", "benchmarks", "Makefile", "README.md", "docs", ".gitignore", ".dvcignore",
-    ".dvc/.gitignore", ".dvc/plots", "data/raw/digits.npz", "data/raw/cifar10.yaml", "data/raw/same.yaml", "predict.py",
-    "export.py", "data/prepared/.gitkeep", "models/.gitkeep", "reports/.gitkeep",
+    ".dvc/.gitignore", ".dvc/plots", "data/raw/digits.npz", "data/raw/cifar10.yaml", "data/raw/same.yaml",
+    "data/raw/random.yaml", "predict.py", "export.py", "data/prepared/.gitkeep", "models/.gitkeep", "reports/.gitkeep",
 )  # fmt: skip
 
 

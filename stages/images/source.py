@@ -1,6 +1,5 @@
 """Find and read the datasets that ``data.path`` and ``data.target_path`` name."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from stages.images.pictures import read_pictures
 from stages.images.pointer import Pointer, fetch
 from stages.settings import Data, read_yaml
 from stages.shared.errors import UserError
+from stages.shared.files import refuse_untracked
 
 KINDS = "arrays (.npz), a folder of pictures, or a pointer (.yaml)"
 Named = tuple[str, Dataset]
@@ -35,9 +35,7 @@ def find(path: Path) -> tuple[Pointer | None, Path]:
         there = path.with_name(f"{path.name}.dvc").exists()
         wanted = "`dvc pull` gets it from where it was pushed to" if there else f"expected {KINDS}: data.path"
         raise UserError(f"{path}: {'not in this clone' if there else 'No such file or directory'}; {wanted}")
-    if untracked := _untracked(path):
-        what = f"{untracked}: not under version control, and an experiment would put it into Git"
-        raise UserError(f"{what}: `dvc add {path}`, or `git add {untracked}` if Git has the others")
+    refuse_untracked(path)
     return None, path
 
 
@@ -103,12 +101,3 @@ def _rgb(named: Named) -> Named:
         return named
     train, test = (np.repeat(x, 3, axis=3) for x in (dataset.x_train, dataset.x_test))
     return name, replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, "grey made RGB"))
-
-
-def _untracked(path: Path) -> str:
-    """The file, or the first one in the folder, that Git sees but does not have; `dvc add` makes Git ignore it."""
-    command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
-    except (OSError, ValueError):  # no Git here, or no file name
-        return ""

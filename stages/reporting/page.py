@@ -69,6 +69,7 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
         "imbalance": imbalance,
         "comparisons": [comparison(*pair, level, params) for pair in pairs],
         "level": level,
+        "defaults": defaults,
         "changed": {key: value for key, value in params.by_key().items() if defaults.get(key) != value},
         "set_ups": set_ups,
     }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 from stages.shared.errors import UserError
@@ -36,6 +37,18 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def refuse_untracked(path: Path) -> None:
+    """Raise `UserError` if Git sees the file, or one in the folder, but does not have it; `dvc add` hides it from Git."""
+    command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+    except (OSError, ValueError):  # no Git here, or no file name
+        return
+    if found:
+        what = f"{found}: not under version control, and an experiment would put it into Git"
+        raise UserError(f"{what}: `dvc add {path}`, or `git add {found}` if Git has the others")
 
 
 def write_sealed(path: Path, values: dict) -> None:

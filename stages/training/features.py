@@ -12,7 +12,7 @@ from stages.shared.files import MODELS
 from stages.training.batches import EVALUATION_BATCH
 
 
-def features(trunk: keras.Sequential, x: np.ndarray, memory: int) -> tf.Tensor:
+def features(trunk: keras.Model, x: np.ndarray, memory: int) -> tf.Tensor:
     """The trunk's output for every image, float32 (N, ...), in memory or, beyond `memory` bytes, in a temporary file.
 
     The tensor shares the array's memory, so that nothing is held twice.

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from stages.training import network
+
 EXAMPLES = 8  # mistakes of each model
 
 
@@ -16,17 +18,19 @@ def most_confident_mistakes(log_p: np.ndarray, y: np.ndarray) -> np.ndarray:
     return wrong[np.argsort(-log_p[wrong].max(axis=1), kind="stable")[:EXAMPLES]]
 
 
-def heat_maps(model: keras.Sequential, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def heat_maps(model: keras.Model, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """What in each image (n, H, W, C) spoke for its label (n,): float32 (n, h, w), 1 where most did, 0 where nothing.
 
-    h and w are those of the last layer with weights whose output is spatial. The gradient is that of log(p / (1 - p)):
-    it gives the same map as that of log(p), as it differs by the factor 1 - p, but does not vanish where p rounds to 1.
+    h and w are those of the last layer with weights whose output is spatial, or of the sum that its output goes into.
+    The gradient is that of log(p / (1 - p)): it gives the same map as that of log(p), as it differs by the factor
+    1 - p, but does not vanish where p rounds to 1.
     """
-    last = max(i for i, layer in enumerate(model.layers) if layer.weights and len(layer.output.shape) == 4)
-    below = keras.Sequential([keras.Input(model.input_shape[1:]), *model.layers[: last + 1]])
+    spatial = [len(step.output.shape) == 4 and bool(getattr(step, "weights", ())) for step in network.steps(model)]
+    cut = min(i + 1 for i in network.bottlenecks(model) if not any(spatial[i + 1 :]))
+    below = network.part(model, 0, cut)
     if not len(x):  # TensorFlow refuses to convolve nothing
         return np.zeros((0, *below.output_shape[1:3]), np.float32)
-    above = keras.Sequential([keras.Input(below.output_shape[1:]), *model.layers[last + 1 : -1]])
+    above = network.part(model, cut, -1)
     kernel, bias = model.layers[-1].weights
     chosen = tf.one_hot(labels, model.output_shape[-1], on_value=True, off_value=False)
     spatial = tf.cast(below(x, training=False), tf.float32)

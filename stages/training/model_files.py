@@ -13,7 +13,7 @@ from stages.shared.errors import UserError, one_line
 from stages.shared.files import HOW_TO_HEAL, write_whole
 
 
-def load(path: Path) -> keras.Sequential:
+def load(path: Path) -> keras.Model:
     """Load a saved model without its loss, to be trained further; raises `UserError` if the file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -26,15 +26,18 @@ def load(path: Path) -> keras.Sequential:
         raise UserError(f"{path}: no model that Keras can load: {one_line(error)}; {HOW_TO_HEAL}") from None
 
 
-def save(model: keras.Sequential, path: Path, class_names: list[str]) -> None:
+def save(model: keras.Model, path: Path, class_names: list[str]) -> None:
     """Save a model for plain ``keras.models.load_model``; equal models make equal files.
 
     The names of the classes, in the order of the outputs, are in the file's ``metadata.json``, key ``class_names``.
     The date, and the memory addresses that Keras puts in as ``shared_object_id``, are replaced. The file has loss and
     metric, so that ``evaluate`` works, and, to be half as large, no state of the optimizer that trained it.
     """
-    image = keras.Input(model.input_shape[1:], name="image")
-    saved = keras.Sequential([image, *model.layers], name=model.name)  # what is compiled is not the caller's
+    if isinstance(model, keras.Sequential):  # what is compiled is not the caller's
+        image = keras.Input(model.input_shape[1:], name="image")
+        saved = keras.Sequential([image, *model.layers], name=model.name)
+    else:
+        saved = keras.Model(model.input, model.output, name=model.name)
     saved.compile(keras.optimizers.SGD(name="sgd"), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     rewritten = BytesIO()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from stages.training.batches import EVALUATION_BATCH
 KINDS = ("history", "predictions", "gradcam")
 
 
-def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame, seconds: float, threads: int) -> None:
+def write(stage: str, model: keras.Model, half: Half, history: pd.DataFrame, seconds: float, threads: int) -> None:
     """Save the model, predict the half's test images with what was saved, and write all that the report needs.
 
     `history` and `seconds` are what `loop.fit` returns. Raises `UserError` if predictions are not numbers, or a file
@@ -59,12 +59,12 @@ def write(stage: str, model: keras.Sequential, half: Half, history: pd.DataFrame
     print(f"{stage}: test accuracy {record['test_accuracy']:.4f}, test loss {record['test_loss']:.4f}, {seconds:.1f} s")
 
 
-def log_probabilities(model: keras.Sequential, x: np.ndarray) -> np.ndarray:
+def log_probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """Logarithms of the model's probabilities for images (N, H, W, C): float64 (N, classes).
 
     From the inputs of the softmax, as Keras's loss is: a probability that float32 rounds to 0 still has a logarithm.
     """
-    hidden = keras.Sequential([keras.Input(model.input_shape[1:]), *model.layers[:-1]])
+    hidden = network.part(model, 0, -1)
     kernel, bias = (weight.astype(np.float64) for weight in model.layers[-1].get_weights())
     starts = range(0, len(x), EVALUATION_BATCH)
     last = np.concatenate([hidden.predict_on_batch(x[start : start + EVALUATION_BATCH]) for start in starts])

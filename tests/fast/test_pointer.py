@@ -19,9 +19,9 @@ import yaml
 
 from archives import CLASS_NAMES, cifar_archive, npz
 from repository import ROOT
-from stages import prepare
-from stages.images import pointer
-from stages.images.pointer import DownloadError, cached_archive, fetch, read_pointer
+from stages import download, prepare
+from stages.download import DownloadError
+from stages.images.pointer import Pointer, fetch
 from stages.images.source import load
 from stages.settings import Data, Settings
 from stages.shared.errors import UserError
@@ -31,6 +31,10 @@ stop = threading.Event()
 ARCHIVE = "cifar-10-python.tar.gz"
 GOOD = gzip.compress(np.random.default_rng(0).bytes(100_000))
 DEAD = f"http://127.0.0.1:1/{ARCHIVE}"  # nothing answers
+
+
+def read_pointer(path: Path) -> Pointer:
+    return download.read_pointer(path, Pointer, "a pointer")
 
 
 class Server(ThreadingHTTPServer):
@@ -129,16 +133,16 @@ def test_archive_is_downloaded_once_from_the_first_address(server, write, cached
     ],
 )
 def test_address_that_fails_is_told_and_the_next_one_used(server, write, cached, capsys, monkeypatch, answer, problem):
-    monkeypatch.setattr(pointer, "TIMEOUT", (5, 1))
+    monkeypatch.setattr(download, "TIMEOUT", (5, 1))
     bad = server.add(answer)
     path = write(bad, server.add(gives(GOOD)))
-    damaged = cached_archive(read_pointer(path))
+    damaged = download.cached(read_pointer(path))
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(GOOD[:-1000])
     start = time.monotonic()
     assert fetch(path)[1].read_bytes() == GOOD
     assert time.monotonic() - start < 15  # not 30 seconds in each attempt
-    assert server.asked == [0] * (pointer.RETRIES + 1) + [1]
+    assert server.asked == [0] * (download.RETRIES + 1) + [1]
     assert cached() == [ARCHIVE]
     assert f"\n{bad}: {problem}" in capsys.readouterr().err
 
@@ -161,7 +165,7 @@ def gives_for_ever(pause: float):
     [(0, f"gives more than {len(GOOD)} bytes, the pointer's `size`"), (0.05, "gave .* bytes until the time was up")],
 )
 def test_download_is_bounded_in_bytes_and_time(server, write, cached, capsys, monkeypatch, pause, problem):
-    monkeypatch.setattr(pointer, "DEADLINE", 2)
+    monkeypatch.setattr(download, "DEADLINE", 2)
     bad = server.add(gives_for_ever(pause))
     assert fetch(write(bad, server.add(gives(GOOD)), size=len(GOOD) if not pause else 10**9))[1].read_bytes() == GOOD
     assert server.asked == [0, 1]
@@ -171,7 +175,7 @@ def test_download_is_bounded_in_bytes_and_time(server, write, cached, capsys, mo
 
 def test_a_download_that_is_ended_leaves_nothing_and_the_next_one_removes_what_a_kill_left(server, write, cached):
     path = write(server.add(gives_for_ever(0.05), gives(GOOD)))
-    folder = cached_archive(read_pointer(path)).parent
+    folder = download.cached(read_pointer(path)).parent
     params = Settings().model_dump() | {"data": Settings().data.model_dump() | {"path": str(path)}}
     (path.parent / "params.yaml").write_text(yaml.safe_dump(params))
     for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
@@ -211,7 +215,7 @@ def test_passwords_and_tokens_are_not_shown(write, capsys):
 def test_message_tells_all_that_was_tried_and_what_to_do(tmp_path, server, write, cached):
     urls = [server.add(lambda request: request.send_error(404)), server.add(gives(b"text")), DEAD]
     path = write(*urls)
-    cache, by_hand = cached_archive(read_pointer(path)), tmp_path / ARCHIVE
+    cache, by_hand = download.cached(read_pointer(path)), tmp_path / ARCHIVE
     by_hand.write_bytes(b"a web page, saved by mistake")
     other = f"other bytes (sha256 {sha256(by_hand.read_bytes())})"
     with pytest.raises(DownloadError) as error:

@@ -96,6 +96,7 @@ def test_missing_misspelt_and_unknown_are_refused():
             "finetune_output.head: was 'keep', expected 'reset'",
         ),
         ({"precision": "mixed_bfloat16"}, "precision: was 'mixed_bfloat16', expected 'float32', or model.rescale=true"),
+        ({"model.weights": "x.h5"}, "model.weights: was 'x.h5', expected 'data/raw/random.yaml', or a model.backbone"),
         ({"devices": 3}, "pretrain.batch_size: was 64, expected a multiple of devices, 3"),
     ],
 )
@@ -110,6 +111,8 @@ def test_what_fits_is_accepted():
     assert params.finetune("finetune_further").epochs == 3
     with pytest.raises(UserError, match=r"^params\.yaml: finetune_other: missing, expected [^\n]+$"):
         params.finetune("finetune_other")
+    backbone = {"model.backbone": "ConvNeXtTiny", "model.weights": "x.h5", "finetune_fc.trainable": ["backbone"]}
+    assert loaded(changed(**backbone, precision="mixed_bfloat16")).model.backbone == "ConvNeXtTiny"
     small = yaml.safe_dump(GOOD).replace("learning_rate: 0.001", "learning_rate: 1e-05")  # as DVC writes it
     assert loaded(small.encode()).pretrain.learning_rate == 1e-5
 
