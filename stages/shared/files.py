@@ -40,7 +40,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def refuse_untracked(path: Path) -> None:
-    """Raise `UserError` if Git sees the file, or one in the folder, but does not have it; `dvc add` hides it from Git."""
+    """Raise `UserError` if Git sees the file, or one in the folder, but does not have it."""
     command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
