@@ -81,6 +81,7 @@ def fit(
         epochs=recipe.epochs,
         validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
         callbacks=[keras.callbacks.TerminateOnNaN()],
+        class_weight=_balanced(train.y) if recipe.class_weight else None,
     )
     history = pd.DataFrame(fitted.history)[list(CURVES)]
     if not np.isfinite(history["loss"]).all():
@@ -89,6 +90,12 @@ def fit(
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
     return history.set_index(history.index + 1).rename_axis("epoch").reset_index(), time.perf_counter() - start
+
+
+def _balanced(y: np.ndarray) -> dict[int, float]:
+    """A weight for each label, n / (classes * count), as scikit-learn's ``class_weight="balanced"`` has it."""
+    labels, counts = np.unique(y, return_counts=True)
+    return {int(label): len(y) / (len(labels) * count) for label, count in zip(labels, counts, strict=True)}
 
 
 def _optimizer(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:

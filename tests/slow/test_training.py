@@ -127,6 +127,19 @@ def test_loss_that_is_not_a_number_is_refused_in_one_line(params, halves):
     assert not MODELS.exists()
 
 
+def test_balanced_classes_count_the_same_in_the_training_loss(params, halves):
+    half = halves["source"]
+    rows = np.sort(np.concatenate([np.flatnonzero(half.train.y == label)[: 2 + 4 * label] for label in range(5)]))
+    half = replace(half, train=Part(half.train.x[rows], half.train.y[rows]))
+    still = {"model.dropout": 0.0, "pretrain.epochs": 1, "pretrain.learning_rate": 1e-12}
+    settings = params(**still, **{"pretrain.class_weight": "balanced"})
+    model, history = trained(settings, half)
+    per_image = -record.log_probabilities(model, half.train.x)[np.arange(len(rows)), half.train.y]
+    by_class = pd.Series(per_image).groupby(half.train.y).mean()
+    assert history["loss"][0] == pytest.approx(by_class.mean(), rel=1e-4)
+    assert history["loss"][0] != pytest.approx(per_image.mean(), rel=1e-3)
+
+
 def test_training_that_ends_early_is_not_taken_for_a_diverged_one(tiny, halves, monkeypatch):
     fit, stop = keras.Sequential.fit, keras.callbacks.EarlyStopping("loss", min_delta=100)
     stopped = lambda *given, callbacks, **named: fit(*given, callbacks=[*callbacks, stop], **named)  # noqa: E731
