@@ -94,6 +94,9 @@ class Recipe(Section):
     class_weight: Literal["balanced"] | None = Field(
         None, description="balanced: each class counts the same in the training loss"
     )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a lower val_loss, keep the best; null: the last"
+    )
 
 
 class FinetuneRecipe(Recipe):
@@ -143,6 +146,9 @@ class Settings(Section):
             if recipe.batch_size % self.devices:
                 wanted = f"expected a multiple of devices, {self.devices}"
                 raise ValueError(f"{name}.batch_size: was {recipe.batch_size}, {wanted}")
+            if recipe.patience and not self.data.validation_fraction:
+                wanted = "expected null, or data.validation_fraction=0.1: test images must not choose the epoch"
+                raise ValueError(f"{name}.patience: was {recipe.patience}, {wanted}")
         for name, recipe in self.finetune_stages.items():
             was = f"{name}.trainable: was {shown(recipe.trainable)}, expected"
             if set(recipe.trainable) - set(layers) or len(set(recipe.trainable)) < len(recipe.trainable):

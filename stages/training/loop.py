@@ -55,8 +55,9 @@ def fit(
     """Train a model's trainable layers; returns the learning curves and the seconds it took.
 
     The curves have one row an epoch: epoch (int, from 1), accuracy, loss (running means while training), val_accuracy,
-    val_loss (after the epoch, on the half's `curves_part`). What frozen, deterministic layers make of an image is
-    computed once, see `features`. Raises `UserError` if the loss is not a number.
+    val_loss (after the epoch, on the half's `curves_part`); with `recipe.patience` a second column, kept, is 1 in the
+    row of the epoch whose weights the model has at the end, else 0. What frozen, deterministic layers make of an image
+    is computed once, see `features`. Raises `UserError` if the loss is not a number.
     """
     if recipe.epochs == 0:
         return pd.DataFrame(columns=["epoch", *CURVES]), 0.0
@@ -75,12 +76,13 @@ def fit(
         # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
         steps_per_execution=8 if trunk is not None and devices == 1 else 1,
     )
+    best = [keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)]
     fitted = rest.fit(
         batches(train.x, train.y, recipe.batch_size, shuffle=True),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
         validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
-        callbacks=[keras.callbacks.TerminateOnNaN()],
+        callbacks=[keras.callbacks.TerminateOnNaN(), *(best if recipe.patience else [])],
         class_weight=_balanced(train.y) if recipe.class_weight else None,
     )
     history = pd.DataFrame(fitted.history)[list(CURVES)]
@@ -89,7 +91,10 @@ def fit(
             f"{stage}: the loss became {history['loss'].iloc[-1]} in epoch {len(history)} of {recipe.epochs}: expected "
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
-    return history.set_index(history.index + 1).rename_axis("epoch").reset_index(), time.perf_counter() - start
+    history = history.set_index(history.index + 1).rename_axis("epoch").reset_index()
+    if recipe.patience:
+        history.insert(1, "kept", (history.index == best[0].best_epoch).astype(int))
+    return history, time.perf_counter() - start
 
 
 def _balanced(y: np.ndarray) -> dict[int, float]:

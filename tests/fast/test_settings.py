@@ -93,6 +93,7 @@ def test_missing_misspelt_and_unknown_are_refused():
         ({"data.target_classes": [5, 6, 7]}, "finetune_output.head: was 'keep', expected 'reset': data.source_classes"),
         ({"precision": "mixed_bfloat16"}, "precision: was 'mixed_bfloat16', expected 'float32', or model.rescale=true"),
         ({"devices": 3}, "pretrain.batch_size: was 64, expected a multiple of devices, 3"),
+        ({"pretrain.patience": 3}, "pretrain.patience: was 3, expected null, or data.validation_fraction=0.1: test"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(values, problem):

@@ -140,6 +140,22 @@ def test_balanced_classes_count_the_same_in_the_training_loss(params, halves):
     assert history["loss"][0] != pytest.approx(per_image.mean(), rel=1e-3)
 
 
+@pytest.mark.parametrize(("patience", "stops"), [(2, True), (50, False)])
+def test_the_best_epoch_is_kept_whether_or_not_training_stops_before_its_end(params, tiny, patience, stops):
+    recipe = {"pretrain.patience": patience, "pretrain.epochs": 12, "pretrain.learning_rate": 0.1}
+    settings = params(**recipe, **{"data.validation_fraction": 0.25})
+    prepare.main()
+    half = read_half("source")
+    model, history = trained(settings, half)
+    best = history["val_loss"].argmin()
+    assert len(history) == (best + 1 + patience if stops else 12)
+    assert history["kept"].tolist() == [int(row == best) for row in range(len(history))]
+    log_p = record.log_probabilities(model, half.validation.x)
+    loss = -log_p[np.arange(len(log_p)), half.validation.y].mean()
+    assert loss == pytest.approx(history["val_loss"][best], rel=1e-4)
+    assert history["val_loss"].iloc[-1] > history["val_loss"][best]
+
+
 def test_training_that_ends_early_is_not_taken_for_a_diverged_one(tiny, halves, monkeypatch):
     fit, stop = keras.Sequential.fit, keras.callbacks.EarlyStopping("loss", min_delta=100)
     stopped = lambda *given, callbacks, **named: fit(*given, callbacks=[*callbacks, stop], **named)  # noqa: E731
