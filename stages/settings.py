@@ -91,6 +91,9 @@ class Recipe(Section):
     optimizer: Literal["rmsprop", "adam", "sgd"] = Field("rmsprop", description="Keras's defaults")
     learning_rate: Real = Field(0.001, gt=0, description="of the optimizer; the peak of a schedule")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: a fifth warm-up, then to 0")
+    augment: list[Literal["flip", "flip_vertical", "shift", "rotation", "zoom", "contrast"]] = Field(
+        [], description="random changes of the training images: flip, flip_vertical, shift, rotation, zoom, contrast"
+    )
     class_weight: Literal["balanced"] | None = Field(
         None, description="balanced: each class counts the same in the training loss"
     )

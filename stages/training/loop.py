@@ -14,6 +14,7 @@ from stages.settings import Recipe, Settings
 from stages.shared.errors import UserError
 from stages.shared.halves import Half, Part
 from stages.training import network
+from stages.training.augment import augmented
 from stages.training.batches import EVALUATION_BATCH, batches
 from stages.training.features import features
 
@@ -63,6 +64,10 @@ def fit(
         return pd.DataFrame(columns=["epoch", *CURVES]), 0.0
     start = time.perf_counter()
     trunk, rest = network.split_frozen(model)
+    if recipe.augment:
+        if trunk is not None:
+            print(f"{stage}: no image is the same twice, so frozen layers are computed in every step instead of once")
+        trunk, rest = None, augmented(model, recipe.augment)
     train, curves = half.train, getattr(half, half.curves_part)
     if trunk is not None:
         train, curves = (Part(features(trunk, part.x, feature_memory), part.y) for part in (train, curves))
