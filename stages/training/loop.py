@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from contextlib import AbstractContextManager, nullcontext
 
 import keras
@@ -16,9 +15,8 @@ from stages.shared.halves import Half, Part
 from stages.training import network
 from stages.training.augment import augmented
 from stages.training.batches import EVALUATION_BATCH, batches
+from stages.training.checkpoint import CURVES, Checkpoint
 from stages.training.features import features
-
-CURVES = ("accuracy", "loss", "val_accuracy", "val_loss")
 
 
 def set_up(params: Settings) -> int:
@@ -52,17 +50,19 @@ def on_devices(count: int) -> AbstractContextManager:
 
 def fit(
     model: keras.Sequential, half: Half, recipe: Recipe, stage: str, feature_memory: int = 0
-) -> tuple[pd.DataFrame, float]:
-    """Train a model's trainable layers; returns the learning curves and the seconds it took.
+) -> tuple[pd.DataFrame, float, Checkpoint]:
+    """Train a model's trainable layers, or go on where that was interrupted.
+
+    Returns the learning curves, the seconds it took, and what is to be removed when its results are written.
 
     The curves have one row an epoch: epoch (int, from 1), accuracy, loss (running means while training), val_accuracy,
     val_loss (after the epoch, on the half's `curves_part`); with `recipe.patience` a second column, kept, is 1 in the
     row of the epoch whose weights the model has at the end, else 0. What frozen, deterministic layers make of an image
     is computed once, see `features`. Raises `UserError` if the loss is not a number.
     """
+    checkpoint = Checkpoint(stage, model, half, recipe)
     if recipe.epochs == 0:
-        return pd.DataFrame(columns=["epoch", *CURVES]), 0.0
-    start = time.perf_counter()
+        return pd.DataFrame(columns=["epoch", *CURVES]), 0.0, checkpoint
     trunk, rest = network.split_frozen(model)
     if recipe.augment:
         if trunk is not None:
@@ -81,25 +81,30 @@ def fit(
         # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
         steps_per_execution=8 if trunk is not None and devices == 1 else 1,
     )
-    best = [keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)]
-    fitted = rest.fit(
+    stopping = None
+    if recipe.patience:
+        stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
+    checkpoint.read(rest, stopping)
+    rest.fit(
         batches(train.x, train.y, recipe.batch_size, shuffle=True),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
+        initial_epoch=len(checkpoint.curves),
         validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
-        callbacks=[keras.callbacks.TerminateOnNaN(), *(best if recipe.patience else [])],
+        callbacks=[keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint],
         class_weight=_balanced(train.y) if recipe.class_weight else None,
     )
-    history = pd.DataFrame(fitted.history)[list(CURVES)]
+    history = pd.DataFrame(checkpoint.curves, columns=list(CURVES))
     if not np.isfinite(history["loss"]).all():
+        checkpoint.remove()
         raise UserError(
             f"{stage}: the loss became {history['loss'].iloc[-1]} in epoch {len(history)} of {recipe.epochs}: expected "
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
     history = history.set_index(history.index + 1).rename_axis("epoch").reset_index()
-    if recipe.patience:
-        history.insert(1, "kept", (history.index == best[0].best_epoch).astype(int))
-    return history, time.perf_counter() - start
+    if stopping:
+        history.insert(1, "kept", (history.index == stopping.best_epoch).astype(int))
+    return history, checkpoint.seconds, checkpoint
 
 
 def _balanced(y: np.ndarray) -> dict[int, float]:
