@@ -32,20 +32,15 @@ ABANDONED = 7 * 24 * 3600  # seconds
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps what the rest of a training depends on, and brings it back; `curves` has a row an epoch, see `CURVES`.
-
-    To be given to ``fit`` behind `stopping`, whose state is kept, too. Nothing is kept of a training shorter than
-    `EVERY`; `remove` forgets.
-    """
+    """Keeps what the rest of a training depends on; `curves` has a row an epoch, see `CURVES`. Last among callbacks."""
 
     def __init__(self, stage: str, model: keras.Sequential, half: Half, recipe: Recipe):
         super().__init__()
-        self.stage = stage
-        self.path = FOLDER / _key(model, half, recipe) / "state.npz"
+        self.stage, self.path = stage, FOLDER / _key(model, half, recipe) / "state.npz"
         self.stopping: keras.callbacks.EarlyStopping | None = None
         self.curves: list[list[float]] = []
-        self._start = self._written = time.perf_counter()
-        self._pause = EVERY
+        self._start = time.perf_counter()
+        self._next = self._start + EVERY
         self._kept: dict[str, np.ndarray] = {}
 
     @property
@@ -81,7 +76,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Add to the curves; keep the state if that takes little of the time, and training does not stop here."""
         self.curves.append([(logs or {})[name] for name in CURVES])
         start = time.perf_counter()
-        if start - self._written < self._pause or self.model.stop_training:
+        if start < self._next or self.model.stop_training:
             return
         kept: dict[str, Any] = {"curves": self.curves, "seconds": self.seconds}
         kept |= {f"variable{i}": variable.numpy() for i, variable in enumerate(_variables(self.model))}
@@ -93,8 +88,8 @@ class Checkpoint(keras.callbacks.Callback):
             unfinished = self.path.with_name("unfinished.npz")
             np.savez(unfinished, **kept)
             unfinished.replace(self.path)
-        self._written = time.perf_counter()
-        self._pause = max(EVERY, SHARE * (self._written - start))
+        now = time.perf_counter()
+        self._next = now + max(EVERY, SHARE * (now - start))
 
     def remove(self) -> None:
         """Forget what was kept, and what other trainings left behind that nobody has taken up for a week."""
@@ -112,7 +107,6 @@ def _variables(model: keras.Sequential) -> list[keras.Variable]:
 
 def _key(model: keras.Sequential, half: Half, recipe: Recipe) -> str:
     """A hash of all that the result of a training depends on, in hexadecimal."""
-    code = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     parts = half.train, getattr(half, half.curves_part)
     arrays = [*(array for part in parts for array in (part.x, part.y)), *(v.numpy() for v in model.variables)]
     surroundings = [
@@ -121,13 +115,12 @@ def _key(model: keras.Sequential, half: Half, recipe: Recipe) -> str:
         random.getstate(),  # as `set_up` has seeded it
         [(array.shape, array.dtype) for array in arrays],
         (platform.node(), platform.python_version(), *map(version, ("tensorflow", "keras", "numpy"))),
-        tf.config.threading.get_intra_op_parallelism_threads(),
+        (tf.config.threading.get_intra_op_parallelism_threads(), tf.distribute.get_strategy().num_replicas_in_sync),
         tf.config.list_logical_devices(),
-        tf.distribute.get_strategy().num_replicas_in_sync,
     ]
     found = hashlib.sha256(repr(surroundings).encode())
-    for content in code:
-        found.update(content)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
     for array in arrays:
         found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()

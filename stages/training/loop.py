@@ -53,8 +53,7 @@ def fit(
 ) -> tuple[pd.DataFrame, float, Checkpoint]:
     """Train a model's trainable layers, or go on where that was interrupted.
 
-    Returns the learning curves, the seconds it took, and what is to be removed when its results are written.
-
+    Returns the learning curves, the seconds it took, and the checkpoint, to be removed once the results are written.
     The curves have one row an epoch: epoch (int, from 1), accuracy, loss (running means while training), val_accuracy,
     val_loss (after the epoch, on the half's `curves_part`); with `recipe.patience` a second column, kept, is 1 in the
     row of the epoch whose weights the model has at the end, else 0. What frozen, deterministic layers make of an image
