@@ -29,7 +29,7 @@ EVERYTHING = {
 }
 
 
-DELAYS = (0.0, 0.25, 0.5)  # seconds after an epoch's beginning; it takes about one
+DELAYS = (0.0, 0.25, 0.5)  # seconds after an epoch's beginning; it takes up to one
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -119,20 +119,20 @@ def test_kills_in_the_middle_of_an_epoch_change_no_byte(tmp_path, stage):
     params["model"] |= {"conv_filters": [32, 64], "dense_units": [64]}
     params["finetune_fc"]["trainable"] = ["conv2", "fc1", "output"]
     params["finetune_output"]["trainable"] = ["output"]
-    params[stage]["epochs"] = 5
+    params[stage]["epochs"] = 9
     repo = Repository(tmp_path, params)
     code = repo.path / "stages/training/checkpoint.py"
     code.write_text(re.sub(r"\n(EVERY|SHARE) = [\d.]+", r"\n\1 = 0", code.read_text()))
     for epoch, delay in enumerate(DELAYS, 2):
         process, log = repo.start(*REPRO, stage)
-        wait_for(f"Epoch {epoch}/5", process, log)
+        wait_for(f"Epoch {epoch}/9", process, log)
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() != 0
         counted["kills survived"] += 1
     output = repo.dvc("repro", stage)
     assert stages_run(output) == [stage]
-    assert f"{stage}: goes on after epoch 3, where it was interrupted" in output
+    assert re.search(f"{stage}: goes on after epoch [3-9], where it was interrupted", output)
     resumed = repo.bytes_of(*RESULTS)
     assert not list(tmp_path.parent.glob("*/cache/*/trainings/*"))
     repo.dvc("repro", "--force", stage)
