@@ -98,6 +98,15 @@ class Recipe(Section):
     optimizer: Literal["rmsprop", "adam", "sgd"] = Field("rmsprop", description="Keras's defaults")
     learning_rate: Real = Field(0.001, gt=0, description="of the optimizer; the peak of a schedule")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: a fifth warm-up, then to 0")
+    augment: list[Literal["flip", "flip_vertical", "shift", "rotation", "zoom", "contrast"]] = Field(
+        [], description="random changes of the training images: flip, flip_vertical, shift, rotation, zoom, contrast"
+    )
+    class_weight: Literal["balanced"] | None = Field(
+        None, description="balanced: each class counts the same in the training loss"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a lower val_loss, keep the best; null: the last"
+    )
 
 
 class FinetuneRecipe(Recipe):
@@ -151,6 +160,9 @@ class Settings(Section):
             if recipe.batch_size % self.devices:
                 wanted = f"expected a multiple of devices, {self.devices}"
                 raise ValueError(f"{name}.batch_size: was {recipe.batch_size}, {wanted}")
+            if recipe.patience and not self.data.validation_fraction:
+                wanted = "expected null, or data.validation_fraction=0.1: test images must not choose the epoch"
+                raise ValueError(f"{name}.patience: was {recipe.patience}, {wanted}")
         for name, recipe in self.finetune_stages.items():
             was = f"{name}.trainable: was {shown(recipe.trainable)}, expected"
             unknown = set(recipe.trainable) - set(layers) and not self.model.backbone  # which is asked when it is there

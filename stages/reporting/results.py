@@ -56,14 +56,22 @@ class Result:
         return 1e6 * self.train_seconds / passes if passes else None
 
     @property
+    def kept_epoch(self) -> int | None:
+        """The epoch, from 1, that early stopping kept the weights of; None without early stopping."""
+        return int(self.history["kept"].argmax()) + 1 if "kept" in self.history else None
+
+    @property
     def metrics(self) -> dict:
         """What ``metrics.json`` has of this model: training accuracy None after no epochs, validation if held out."""
-        last = self.history.iloc[-1] if len(self.history) else {"accuracy": None, "val_accuracy": None}
-        held_out = {"validation_accuracy": last["val_accuracy"]} if self.half.counts["validation"] else {}
+        rows, none = self.history, {"accuracy": None, "val_accuracy": None}
+        kept = rows.iloc[(self.kept_epoch or len(rows)) - 1] if len(rows) else none
+        stopped = {"kept_epoch": self.kept_epoch} if self.kept_epoch else {}
+        held_out = {"validation_accuracy": kept["val_accuracy"]} if self.half.counts["validation"] else {}
         answers = self.predictions["actual"], self.predictions["predicted"]
         return {
             "trainable_parameters": self.record["trainable_parameters"],
-            "train_accuracy": last["accuracy"],
+            **stopped,
+            "train_accuracy": kept["accuracy"],
             **held_out,
             "test_accuracy": self.record["test_accuracy"],
             "test_loss": self.record["test_loss"],

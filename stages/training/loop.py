@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from contextlib import AbstractContextManager, nullcontext
 
 import keras
@@ -14,10 +13,10 @@ from stages.settings import Recipe, Settings
 from stages.shared.errors import UserError
 from stages.shared.halves import Half, Part
 from stages.training import network
+from stages.training.augment import augmented
 from stages.training.batches import EVALUATION_BATCH, batches
+from stages.training.checkpoint import CURVES, Checkpoint
 from stages.training.features import features
-
-CURVES = ("accuracy", "loss", "val_accuracy", "val_loss")
 
 
 def set_up(params: Settings) -> int:
@@ -51,17 +50,23 @@ def on_devices(count: int) -> AbstractContextManager:
 
 def fit(
     model: keras.Sequential, half: Half, recipe: Recipe, stage: str, feature_memory: int = 0
-) -> tuple[pd.DataFrame, float]:
-    """Train a model's trainable layers; returns the learning curves and the seconds it took.
+) -> tuple[pd.DataFrame, float, Checkpoint]:
+    """Train a model's trainable layers, or go on where that was interrupted.
 
+    Returns the learning curves, the seconds it took, and the checkpoint, to be removed once the results are written.
     The curves have one row an epoch: epoch (int, from 1), accuracy, loss (running means while training), val_accuracy,
-    val_loss (after the epoch, on the half's `curves_part`). What frozen, deterministic layers make of an image is
-    computed once, see `features`. Raises `UserError` if the loss is not a number.
+    val_loss (after the epoch, on the half's `curves_part`); with `recipe.patience` a second column, kept, is 1 in the
+    row of the epoch whose weights the model has at the end, else 0. What frozen, deterministic layers make of an image
+    is computed once, see `features`. Raises `UserError` if the loss is not a number.
     """
+    checkpoint = Checkpoint(stage, model, half, recipe)
     if recipe.epochs == 0:
-        return pd.DataFrame(columns=["epoch", *CURVES]), 0.0
-    start = time.perf_counter()
+        return pd.DataFrame(columns=["epoch", *CURVES]), 0.0, checkpoint
     trunk, rest = network.split_frozen(model)
+    if recipe.augment:
+        if trunk is not None:
+            print(f"{stage}: no image is the same twice, so frozen layers are computed in every step instead of once")
+        trunk, rest = None, augmented(model, recipe.augment)
     train, curves = half.train, getattr(half, half.curves_part)
     if trunk is not None:
         train, curves = (Part(features(trunk, part.x, feature_memory), part.y) for part in (train, curves))
@@ -75,20 +80,36 @@ def fit(
         # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
         steps_per_execution=8 if trunk is not None and devices == 1 else 1,
     )
-    fitted = rest.fit(
+    stopping = None
+    if recipe.patience:
+        stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
+    checkpoint.read(rest, stopping)
+    rest.fit(
         batches(train.x, train.y, recipe.batch_size, shuffle=True),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
+        initial_epoch=len(checkpoint.curves),
         validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
-        callbacks=[keras.callbacks.TerminateOnNaN()],
+        callbacks=[keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint],
+        class_weight=_balanced(train.y) if recipe.class_weight else None,
     )
-    history = pd.DataFrame(fitted.history)[list(CURVES)]
+    history = pd.DataFrame(checkpoint.curves, columns=list(CURVES))
     if not np.isfinite(history["loss"]).all():
+        checkpoint.remove()
         raise UserError(
             f"{stage}: the loss became {history['loss'].iloc[-1]} in epoch {len(history)} of {recipe.epochs}: expected "
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
-    return history.set_index(history.index + 1).rename_axis("epoch").reset_index(), time.perf_counter() - start
+    history = history.set_index(history.index + 1).rename_axis("epoch").reset_index()
+    if stopping:
+        history.insert(1, "kept", (history.index == stopping.best_epoch).astype(int))
+    return history, checkpoint.seconds, checkpoint
+
+
+def _balanced(y: np.ndarray) -> dict[int, float]:
+    """A weight for each label, n / (classes * count), as scikit-learn's ``class_weight="balanced"`` has it."""
+    labels, counts = np.unique(y, return_counts=True)
+    return {int(label): len(y) / (len(labels) * count) for label, count in zip(labels, counts, strict=True)}
 
 
 def _optimizer(recipe: Recipe, images: int) -> keras.optimizers.Optimizer:

@@ -147,6 +147,18 @@ def test_numbers_are_those_of_the_stages(main, without_figures):
     assert [metrics["pretrain"][key] for key in ("balanced_accuracy", "macro_f1")] == pytest.approx([0.75, 0.75])
 
 
+def test_with_early_stopping_the_numbers_are_those_of_the_epoch_that_was_kept(main, without_figures):
+    found = made(sizes={"validation": 6})
+    found.source.history.insert(1, "kept", [0.0, 1.0, 0.0])
+    found.source.history["val_accuracy"] = [0.1, 0.2, 0.3]
+    write(found)
+    assert "`pretrain` trained for 3 epochs and kept the weights of epoch 2," in main()
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    keys = ["kept_epoch", "train_accuracy", "validation_accuracy"]
+    assert [metrics["pretrain"][key] for key in keys] == [2, pytest.approx(0.601), 0.2]
+    assert "kept_epoch" not in metrics["finetune_fc"]
+
+
 def test_a_third_variant_is_in_every_table_and_figure_and_two_runs_are_equal(main, params, drawn):
     """Of a control run, of classes that Matplotlib, Markdown or pandas could take for something else."""
     params(**THIRD)

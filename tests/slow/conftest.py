@@ -1,6 +1,7 @@
 """What several tests with TensorFlow need."""
 
 import os
+from pathlib import Path
 
 import cpuinfo
 import pytest
@@ -35,9 +36,11 @@ def cpu_info() -> dict:
 
 
 @pytest.fixture
-def set_up(tiny: Settings, cpu_info: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow as the stages set it up, freshly seeded."""
-    from stages.training import loop, record
+def set_up(tiny: Settings, cpu_info: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TensorFlow as the stages set it up, freshly seeded, and no interrupted training kept from another test."""
+    from stages.training import checkpoint, loop, record
+
+    monkeypatch.setattr(checkpoint, "FOLDER", tmp_path / "trainings")
 
     monkeypatch.setattr(record.cpuinfo, "get_cpu_info", lambda: cpu_info)
     loop.set_up(tiny)

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import keras
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import tensorflow as tf
 
 from stages import finetune, prepare, pretrain
+from stages.settings import Recipe
 from stages.shared.errors import UserError
 from stages.shared.files import MODELS, read_sealed
 from stages.shared.halves import Part, read_half
 from stages.shared.npz import read_npz
-from stages.training import features, gradcam, loop, model_files, network, record
+from stages.training import augment, features, gradcam, loop, model_files, network, record
 
 pytestmark = pytest.mark.usefixtures("set_up")
 IN_MEMORY, IN_A_FILE = 10**9, 0  # bytes of features that may be held
@@ -125,6 +127,72 @@ def test_loss_that_is_not_a_number_is_refused_in_one_line(params, halves):
     with pytest.raises(SystemExit, match=r"^error: pretrain: .* epoch 1 of 3.* pretrain\.learning_rate [^\n]*$"):
         pretrain.main()
     assert not MODELS.exists()
+
+
+def test_balanced_classes_count_the_same_in_the_training_loss(params, halves):
+    half = halves["source"]
+    rows = np.sort(np.concatenate([np.flatnonzero(half.train.y == label)[: 2 + 4 * label] for label in range(5)]))
+    half = replace(half, train=Part(half.train.x[rows], half.train.y[rows]))
+    still = {"model.dropout": 0.0, "pretrain.epochs": 1, "pretrain.learning_rate": 1e-12}
+    settings = params(**still, **{"pretrain.class_weight": "balanced"})
+    model, history = trained(settings, half)
+    per_image = -record.log_probabilities(model, half.train.x)[np.arange(len(rows)), half.train.y]
+    by_class = pd.Series(per_image).groupby(half.train.y).mean()
+    assert history["loss"][0] == pytest.approx(by_class.mean(), rel=1e-4)
+    assert history["loss"][0] != pytest.approx(per_image.mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("patience", "stops"), [(2, True), (50, False)])
+def test_the_best_epoch_is_kept_whether_or_not_training_stops_before_its_end(params, tiny, patience, stops):
+    recipe = {"pretrain.patience": patience, "pretrain.epochs": 12, "pretrain.learning_rate": 0.1}
+    settings = params(**recipe, **{"data.validation_fraction": 0.25})
+    prepare.main()
+    half = read_half("source")
+    model, history = trained(settings, half)
+    best = history["val_loss"].argmin()
+    assert len(history) == (best + 1 + patience if stops else 12)
+    assert history["kept"].tolist() == [int(row == best) for row in range(len(history))]
+    log_p = record.log_probabilities(model, half.validation.x)
+    loss = -log_p[np.arange(len(log_p)), half.validation.y].mean()
+    assert loss == pytest.approx(history["val_loss"][best], rel=1e-4)
+    assert history["val_loss"].iloc[-1] > history["val_loss"][best]
+
+
+def test_every_change_of_augment_is_random_repeatable_and_only_in_training(tiny, halves):
+    x = halves["source"].train.x[:16]
+    names = get_args(get_args(Recipe.model_fields["augment"].annotation)[0])
+    assert set(names) == set(augment.CHANGES)
+    for name in names:
+        seen = []
+        for _ in range(2):
+            keras.utils.set_random_seed(1)
+            model = augment.augmented(keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Identity()]), [name])
+            seen += [model(x, training=True).numpy() for _ in range(2)]
+        assert np.array_equal(seen[0], seen[2]), name
+        assert not np.array_equal(seen[0], seen[1]), name
+        assert -0.01 < seen[0].min() < x.mean() < seen[0].max() < 255.01, name
+        assert abs(seen[0].mean() - x.mean()) < 10, name
+        assert np.array_equal(model(x, training=False), x), name
+    lowered_or_raised = {bool(changed.std() < image.std()) for changed, image in zip(seen[0], x, strict=True)}
+    assert lowered_or_raised == {True, False}  # contrast, the last
+
+
+def test_augmentation_trains_behind_frozen_layers_and_leaves_the_model_as_it_is(params, halves, capsys):
+    settings, half = params(**{"finetune_fc.augment": ["flip", "contrast"]}), halves["target"]
+    MODELS.mkdir()
+    learned = []
+    for recipe in (settings.finetune_fc, settings.finetune_fc, settings.finetune_output):
+        loop.set_up(settings)
+        model = build(settings, half)
+        network.freeze_all_but(model, ["fc2", "output"])
+        assert len(loop.fit(model, half, recipe, "finetune_fc")[0]) == recipe.epochs
+        learned.append(model.get_weights())
+    assert capsys.readouterr().out.count("frozen layers are computed in every step instead of once") == 2
+    assert all(np.array_equal(a, b) for a, b in zip(learned[0], learned[1], strict=True))
+    assert not np.allclose(learned[0][-2], learned[2][-2], atol=1e-3)
+    write(model, half)
+    names = [layer.name for layer in model_files.load(MODELS / "pretrain.keras").layers]
+    assert names == [layer.name for layer in build(settings, half).layers]
 
 
 def test_training_that_ends_early_is_not_taken_for_a_diverged_one(tiny, halves, monkeypatch):
