@@ -120,7 +120,7 @@ def test_kills_in_the_middle_of_an_epoch_change_no_byte(tmp_path, stage):
     params["finetune_fc"]["trainable"] = ["conv2", "fc1", "output"]
     params["finetune_output"]["trainable"] = ["output"]
     params[stage]["epochs"] = 9
-    repo = Repository(tmp_path, params)
+    repo = Repository(tmp_path, params).with_processes_of_its_own()
     code = repo.path / "stages/training/checkpoint.py"
     code.write_text(re.sub(r"\n(EVERY|SHARE) = [\d.]+", r"\n\1 = 0", code.read_text()))
     for epoch, delay in enumerate(DELAYS, 2):
