@@ -67,8 +67,10 @@ def load_both(data: Data, seed: int) -> tuple[Named, Named]:
     """
     path, side = Path(data.path), data.image_size
     source = load(path, data, seed, (side, side) if side else None)
-    if is_same(Path(data.target_path)) or data.target_path == data.path:
+    if is_same(Path(data.target_path)):
         return source, source
+    if data.target_path == data.path:
+        return source, (source[0], source[1])  # named twice: the halves may share classes
     height, width, channels = source[1].x_train.shape[1:]
     target = load(Path(data.target_path), data, seed, (height, width))
     if (theirs := target[1].x_train.shape[3]) == channels:

@@ -1,5 +1,6 @@
 """The pipeline through real `dvc` commands in a temporary repository, as a user would type them."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -82,7 +83,8 @@ def renamed(entries):
 def test_a_third_variant_needs_no_python(repo):
     """As docs/settings.md describes it: a section in params.yaml, a stage in dvc.yaml, its name and files in report."""
     params = tiny_params()
-    params["finetune_all"] = params["finetune_fc"] | {"trainable": ["conv1", "conv2", "fc1", "fc2", "output"]}
+    params["finetune_all"] = copy.deepcopy(params["finetune_fc"])
+    params["finetune_all"]["trainable"] = ["conv1", "conv2", "fc1", "fc2", "output"]
     (repo.path / "params.yaml").write_text(yaml.safe_dump(params))
     pipeline = yaml.safe_load((repo.path / "dvc.yaml").read_text())
     pipeline["stages"]["finetune_all"] = renamed(pipeline["stages"]["finetune_fc"])

@@ -24,7 +24,8 @@ def predicted(tiny, workspace, monkeypatch, set_up):
     prepare.main()
     half = read_half("source")
     model = network.build((8, 8, 3), 5, tiny.model, half.train.x)
-    record.write("pretrain", model, half, *loop.fit(model, half, tiny.pretrain, "pretrain"), threads=1)
+    history, seconds, _ = loop.fit(model, half, tiny.pretrain, "pretrain")
+    record.write("pretrain", model, half, history, seconds, threads=1)
     (workspace / "photos").mkdir()
     for i, image in enumerate(half.test.x):
         Image.fromarray(image).save(workspace / f"photos/{i:03}.png")
