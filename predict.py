@@ -14,8 +14,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from stages.shared.files import write_whole
 from stages.shared.program import program
 
 BATCH = 500  # pictures
+Ranked = tuple[str, list[tuple[str, float]]]  # a picture; its classes with their probabilities, the likeliest first
 MOST_SHOWN = 1000  # pictures on the page, rows on the terminal
 PAGE = """<!doctype html>
 <html lang="en">
@@ -93,21 +93,20 @@ def class_names(model_file: Path) -> list[str]:
         raise UserError(f"{model_file}: not a model of this pipeline: no .keras file with class names") from None
 
 
-def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[pd.DataFrame, list[str], list[str]]:
+def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[list[Ranked], list[str], list[str]]:
     """Predict pictures part by part, so that memory does not grow with their number.
 
-    Returns a table with the columns picture, class 1, probability 1, class 2, ..., pictures as data URIs for the page,
-    and what could not be read, a line each. Raises `UserError` if the model's file does not fit.
+    Returns each picture with its `top` classes and their probabilities, the first pictures as data URIs if `page` is
+    set, and what could not be read, a line each. Raises `UserError` if the model's file does not fit.
     """
     from stages.training import model_files  # imports TensorFlow, which takes seconds
-    from stages.training.record import log_probabilities
 
     names = np.array(class_names(model_file))
     model = model_files.load(model_file)
     height, width, channels = model.input_shape[1:]
     if channels not in (1, 3):
         raise UserError(f"{model_file}: takes images of {channels} channels, expected 1 or 3")
-    rows, shown, failed = [], list[str](), list[str]()
+    found, shown, failed = list[Ranked](), list[str](), list[str]()
     read = zip(paths, in_parallel(paths, (height, width)), strict=True)
     while part := list(islice(read, BATCH)):
         good = [(path, picture.pixels) for path, picture in part if not isinstance(picture, ValueError)]
@@ -117,16 +116,20 @@ def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[
         x = np.stack([pixels for _, pixels in good])
         if channels == 1:
             x = np.stack([np.asarray(Image.fromarray(pixels).convert("L"))[..., None] for pixels in x])
-        p = np.exp(log_probabilities(model, x))
+        p = model.predict_on_batch(x).astype(float)
         best = np.argsort(-p, axis=1, kind="stable")[:, :top]
         for i, (path, pixels) in enumerate(good):
-            ranked = zip(names[best[i]], p[i, best[i]], strict=True)
-            rows.append([str(path), *(value for pair in ranked for value in pair)])
+            found.append((str(path), [(str(names[label]), p[i, label]) for label in best[i]]))
             if page and len(shown) < MOST_SHOWN:
                 shown.append(data_uri(pixels))
-    numbers = range(1, min(top, len(names)) + 1)
+    return found, shown, failed
+
+
+def as_table(found: list[Ranked]) -> pd.DataFrame:
+    """One row a picture: columns picture, class 1, probability 1, class 2, ..."""
+    numbers = range(1, 1 + max((len(ranked) for _, ranked in found), default=0))
     columns = ["picture", *(f"{what} {i}" for i in numbers for what in ("class", "probability"))]
-    return pd.DataFrame(rows, columns=columns), shown, failed
+    return pd.DataFrame([[picture, *chain.from_iterable(ranked)] for picture, ranked in found], columns=columns)
 
 
 def data_uri(pixels: np.ndarray) -> str:
@@ -134,11 +137,6 @@ def data_uri(pixels: np.ndarray) -> str:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def ranked_classes(row: Sequence) -> Iterator[tuple[str, float]]:
-    """The classes of a row with their probabilities."""
-    return zip(row[::2], row[1::2], strict=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -162,22 +160,23 @@ def main() -> None:
     if options.top < 1:
         raise UserError(f"--top: was {options.top}, expected at least 1")
     paths = pictures(options.pictures)
-    table, shown, failed = predict(options.model, paths, options.top, options.html is not None)
-    if len(table):
+    found, shown, failed = predict(options.model, paths, options.top, options.html is not None)
+    table = as_table(found)
+    if found:
         left = {"picture": f"{{:{table['picture'].str.len().max()}}}".format}
         print(table.to_string(index=False, max_rows=MOST_SHOWN, float_format="{:.3f}".format, formatters=left))
     if options.csv:
         write_whole(options.csv, table.to_csv(index=False, float_format="%.6f").encode())
     if options.json:
         nested = [
-            {"picture": name, "predictions": [{"class": c, "probability": round(p, 6)} for c, p in ranked_classes(row)]}
-            for name, *row in table.itertuples(index=False)
+            {"picture": picture, "predictions": [{"class": name, "probability": round(p, 6)} for name, p in ranked]}
+            for picture, ranked in found
         ]
         write_whole(options.json, (json.dumps(nested, indent=2, ensure_ascii=False) + "\n").encode())
     if options.html:
-        rows = [(name, list(ranked_classes(row))) for name, *row in table.head(MOST_SHOWN).itertuples(index=False)]
         template = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
-        page = template.render(model=options.model, rows=zip(shown, rows, strict=True), left_out=len(table) - len(rows))
+        rows = zip(shown, found, strict=False)  # the first ones
+        page = template.render(model=options.model, rows=rows, left_out=len(found) - len(shown))
         write_whole(options.html, page.encode())
     for file in filter(None, (options.csv, options.json, options.html)):
         print(f"written: {file}")

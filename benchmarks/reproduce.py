@@ -44,8 +44,8 @@ def refusal() -> str | None:
 def rerun(clone: Path) -> None:
     """Clone what is committed here, copy the settings and their data, and run every stage."""
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True)
-    data = yaml.safe_load((ROOT / "params.yaml").read_text())["data"]
-    for name in ("params.yaml", data["path"], data["target_path"]):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name in ("params.yaml", params["data"]["path"], params["data"]["target_path"], params["model"]["weights"]):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, clone / name, dirs_exist_ok=True)

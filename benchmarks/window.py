@@ -29,7 +29,12 @@ if "dvc" in sys.orig_argv:
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="window-"))
+    with tempfile.TemporaryDirectory(prefix="window-") as folder:
+        measure(Path(folder))
+
+
+def measure(folder: Path) -> None:
+    """Print what each stage leaves, in a clone in the folder."""
     clone, notes = folder / "clone", folder / "notes"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     (folder / "sitecustomize.py").write_text(HOOK)

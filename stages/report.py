@@ -18,7 +18,7 @@ def write_figures(found: results.Results) -> None:
     wrong = {r.stage: (r.predictions.iloc[r.mistakes], r.half.test.x[r.mistakes], r.heat) for r in found.all}
     drawn = {
         "curves": figures.curves({r.stage: r.history for r in found.all}, f"{found.source.half.curves_part} images"),
-        "per_class": figures.per_class([{r.stage: r.per_class() for r in rs} for rs in ([found.source], found.tuned)]),
+        "per_class": figures.per_class([{r.stage: r.per_class for r in rs} for rs in ([found.source], found.tuned)]),
         "calibration": figures.calibration({r.stage: r.reliability for r in found.all}),
         "mistakes": figures.mistakes(wrong),
     }

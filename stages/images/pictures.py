@@ -36,11 +36,15 @@ class Picture(NamedTuple):
     changes: tuple[str, ...]
 
 
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture of the size (H, W): its shorter side resized to it, and the centre cropped."""
+    return ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+
+
 def read_picture(path: Path, size: tuple[int, int] | None) -> Picture:
     """Read one picture as RGB, upright, of several frames the first, transparent parts on white, 16 bit as 8.
 
-    If `size` (H, W) is given, the shorter side is resized to it and the centre cropped. Raises `ValueError` with a
-    reason in one line if it cannot be read.
+    If `size` (H, W) is given, it is `fitted`. Raises `ValueError` with a reason in one line if it cannot be read.
     """
     changes = []
     try:
@@ -64,7 +68,7 @@ def read_picture(path: Path, size: tuple[int, int] | None) -> Picture:
                 changes.append("greyscale")
             picture = picture.convert("RGB")
             if size and picture.size != size[::-1]:
-                picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+                picture = fitted(picture, size)
             return Picture(np.asarray(picture), stored, tuple(changes))
     except UnidentifiedImageError:
         raise ValueError(f"none of {', '.join(FORMATS)}") from None

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from stages.images.cifar10 import read_cifar10
 from stages.images.dataset import Dataset, read_dataset
-from stages.images.pictures import read_pictures
+from stages.images.pictures import fitted, read_pictures
 from stages.images.pointer import Pointer, fetch
 from stages.settings import Data, read_yaml
 from stages.shared.errors import UserError
@@ -81,7 +81,7 @@ def load_both(data: Data, seed: int) -> tuple[Named, Named]:
 
 
 def resized(path: Path, dataset: Dataset, size: tuple[int, int]) -> Dataset:
-    """Images brought to a size (H, W): shorter side resized, centre cropped; raises `UserError` for odd channels."""
+    """Images brought to a size (H, W), see `pictures.fitted`; raises `UserError` for odd channels."""
     _, *old, channels = dataset.x_train.shape
     if tuple(old) == size:
         return dataset
@@ -90,7 +90,7 @@ def resized(path: Path, dataset: Dataset, size: tuple[int, int]) -> Dataset:
 
     def fit(image: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-        return np.asarray(ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)).reshape(*size, channels)
+        return np.asarray(fitted(picture, size)).reshape(*size, channels)
 
     train, test = (np.stack([fit(image) for image in x]) for x in (dataset.x_train, dataset.x_test))
     note = f"resized from {old[1]}x{old[0]} to {size[1]}x{size[0]} pixels: shorter side, then centre cropped"

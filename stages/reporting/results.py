@@ -1,6 +1,7 @@
 """What the training stages left behind, and the metrics made of it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -39,12 +40,12 @@ class Result:
     record: dict
     train_seconds: float
 
-    @property
+    @cached_property
     def correct(self) -> np.ndarray:
         """Right or wrong, bool (test images,)."""
         return (self.predictions["actual"] == self.predictions["predicted"]).to_numpy()
 
-    @property
+    @cached_property
     def reliability(self) -> pd.DataFrame:
         """How often the model is right by how sure it is, see `statistics.reliability`."""
         return reliability(self.predictions["probability"], self.correct)
@@ -60,7 +61,7 @@ class Result:
         """The epoch, from 1, that early stopping kept the weights of; None without early stopping."""
         return int(self.history["kept"].argmax()) + 1 if "kept" in self.history else None
 
-    @property
+    @cached_property
     def metrics(self) -> dict:
         """What ``metrics.json`` has of this model: training accuracy None after no epochs, validation if held out."""
         rows, none = self.history, {"accuracy": None, "val_accuracy": None}
@@ -81,6 +82,7 @@ class Result:
             "train_seconds": self.train_seconds,
         }
 
+    @cached_property
     def per_class(self) -> pd.DataFrame:
         """Accuracy with its 95% interval by class: columns accuracy, low, high, images; index class."""
         by_class = pd.Series(self.correct).groupby(self.predictions["actual"].to_numpy())

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from stages.settings import PARAMS, leaves
+from stages.settings import PARAMS, leaves, read_yaml
 from stages.shared.errors import UserError
 from stages.shared.files import is_ignored
 
@@ -34,7 +34,7 @@ def _inputs() -> dict[str, Any]:
     """What `_named` finds; nothing if DVC runs no stage, or if something is wrong that the stage itself will refuse."""
     try:
         return _named()
-    except (OSError, LookupError, TypeError, ValueError, yaml.YAMLError):
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, UserError, yaml.YAMLError):
         return {}
 
 
@@ -42,7 +42,7 @@ def _named() -> dict[str, Any]:
     """The files and settings that ``dvc.yaml`` names for the running stage, with what they hold."""
     running = os.environ["DVC_STAGE"]
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][running]
-    params = dict(leaves(yaml.safe_load(PARAMS.read_text())))
+    params = dict(leaves(read_yaml(PARAMS, "the settings")))
     paths = [Path(re.sub(r"\$\{(.+?)\}", lambda found: str(params[found[1]]), dep)) for dep in stage["deps"]]
     inside = (file for path in paths for file in path.rglob("*") if not is_ignored(file.relative_to(path)))
     files = [path for path in (*paths, *inside) if path.is_file()]

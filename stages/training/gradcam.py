@@ -25,8 +25,8 @@ def heat_maps(model: keras.Model, x: np.ndarray, labels: np.ndarray) -> np.ndarr
     The gradient is that of log(p / (1 - p)): it gives the same map as that of log(p), as it differs by the factor
     1 - p, but does not vanish where p rounds to 1.
     """
-    spatial = [len(step.output.shape) == 4 and bool(getattr(step, "weights", ())) for step in network.steps(model)]
-    cut = min(i + 1 for i in network.bottlenecks(model) if not any(spatial[i + 1 :]))
+    is_map = [len(step.output.shape) == 4 and bool(getattr(step, "weights", ())) for step in network.steps(model)]
+    cut = min(i + 1 for i in network.bottlenecks(model) if not any(is_map[i + 1 :]))
     below = network.part(model, 0, cut)
     if not len(x):  # TensorFlow refuses to convolve nothing
         return np.zeros((0, *below.output_shape[1:3]), np.float32)

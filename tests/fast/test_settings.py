@@ -4,8 +4,10 @@ import copy
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tracemalloc
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +16,7 @@ import yaml
 from counting import counted
 from repository import ROOT
 from stages.settings import LARGEST_YAML, PARAMS, Recipe, Settings, leaves, load
+from stages.shared import inputs
 from stages.shared.errors import LONGEST_LINE, UserError
 
 # A further fine-tuning stage has a section that the schema does not name: its settings are tried, too.
@@ -128,6 +131,21 @@ def test_file_that_holds_no_settings_is_refused():
     PARAMS.symlink_to("/dev/zero")
     with pytest.raises(UserError, match=r"^params\.yaml: not a regular file"):
         load()
+
+
+def test_aliases_take_no_memory_before_they_are_refused(monkeypatch):
+    """Not in the note of a stage's inputs, either, which DVC's stages make at their start."""
+    tenfold = ["finetune_0: &a0 {epochs: 1}"]
+    tenfold += [f"finetune_{i}: &a{i} {{{', '.join(f'k{k}: *a{i - 1}' for k in range(10))}}}" for i in range(1, 8)]
+    PARAMS.write_text("\n".join(tenfold))
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    monkeypatch.setenv("DVC_STAGE", "report")
+    tracemalloc.start()
+    try:
+        assert inputs._inputs() == {}
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_message_shows_only_some_of_a_large_value():

@@ -76,10 +76,7 @@ ACCIDENTS = {
     "setting edited": ("seed in params.yaml", lambda repo: edit(repo, "params.yaml", "seed: 1", "seed: 3")),
     "branch checked out": ("seed in params.yaml", lambda repo: repo.run("git", "checkout", "-q", "other")),
     "data replaced": ("data/raw/tiny.npz", replace_data),
-    "code edited": (
-        "stages/images/split.py",
-        lambda repo: edit(repo, "stages/images/split.py", "import numpy", "import  numpy"),
-    ),
+    "code edited": (SPLIT, lambda repo: edit(repo, SPLIT, "import numpy", "import  numpy")),
 }
 
 
