@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.shared.errors import UserError
 from stages.shared.program import program
-from studies import analysis, page, plan, queue
+from studies import analysis, page, plan, repository, runner
 
 
 def parse() -> argparse.Namespace:
@@ -22,6 +22,10 @@ def parse() -> argparse.Namespace:
         help="override a setting in every run, as in `dvc exp run`",
     )  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="run failed experiments again")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, default=1, metavar="N", help="experiments at once on this machine")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, such as tcp://host:8786")
+    where.add_argument("--scheduler-file", metavar="FILE", help="the same, as `dask scheduler` writes it")
     return parser.parse_args()
 
 
@@ -31,12 +35,15 @@ def main() -> None:
     options = parse()
     study = plan.load(options.plan, options.changes)
     wanted = plan.experiments(study, options.plan.stem)
+    scheduler = {"address": options.scheduler, "scheduler_file": options.scheduler_file}
+    scheduler = {key: value for key, value in scheduler.items() if value}
+    base = repository.base(several_machines=bool(scheduler))
     try:
-        failed = queue.run(wanted, options.retry)
+        with runner.cluster(scheduler, options.workers) as client:
+            done, failed = runner.Study(client, base, wanted, options.retry).run()
     except KeyboardInterrupt:
-        print("\nThe queue keeps running; `dvc queue stop --kill` stops it. The same command resumes the study.")
+        print("\nThe same command resumes the study." + " Workers end what they have begun." * bool(scheduler))
         raise
-    done = {name: found for name, found in queue.experiments().items() if name in wanted and name not in failed}
     if not done:
         raise UserError(f"{options.plan}: no experiment succeeded: {'; '.join(f'{n}: {r}' for n, r in failed.items())}")
     given = [part for change in options.changes for part in ("-S", change)]

@@ -12,7 +12,7 @@ from scipy import stats
 
 from stages.shared.errors import UserError
 from studies.plan import Choice, Plan, Question, experiment_name
-from studies.queue import Experiment
+from studies.repository import Experiment
 
 EXACT = 2**16  # sign flips: all of them up to 16 seeds, this many at random beyond
 LEVEL = 0.05  # of significance

@@ -128,6 +128,24 @@ def _set_up(row: pd.Series) -> str:
     return json.dumps(json.loads(analysis.read(path, row["experiment"], row["rev"]))["set_up"])
 
 
+def mixed_set_ups(plan: Plan, table: pd.DataFrame, set_ups: pd.Series) -> list[str]:
+    """A line for each question whose pairs of runs differ in CPU, threads or versions.
+
+    `set_ups`: of the rows of `table`, see `analysis.results`.
+    """
+    of_run = pd.Series(set_ups.to_numpy(), index=pd.MultiIndex.from_frame(table[["model", "images", "seed"]]))
+    lines = []
+    for question in plan.questions:
+        pairs = of_run[of_run.index.isin([question.first, question.second], level="model")]
+        sizes = pairs.groupby(level=["images", "seed"]).agg(["nunique", "size"])
+        if mixed := int((sizes["nunique"] > 1).sum()):
+            lines.append(
+                f"- **mixed set-ups** in {mixed} of {int((sizes['size'] == 2).sum())} pairs of the question "
+                f"“{question.ask}”: a part of their differences may come from the machines"
+            )
+    return lines
+
+
 def _settings(changes: Changes) -> str:
     return ", ".join(f"`{key}: {json.dumps(value, ensure_ascii=False)}`" for key, value in changes.items())
 
@@ -135,7 +153,7 @@ def _settings(changes: Changes) -> str:
 def what_was_run(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]) -> str:
     """A list of all that is needed to run the study again, and of the experiments that failed, with reasons."""
     rows = table.drop_duplicates("experiment")
-    set_ups = {_set_up(row) for _, row in rows.iterrows()}
+    set_ups = table.apply(_set_up, axis="columns")
     tests = {len(analysis.predictions(row)) for _, row in rows.drop_duplicates("images").iterrows()}
     of_all = committed_settings() | plan.settings
     defaults = Settings().by_key()
@@ -148,8 +166,11 @@ def what_was_run(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str
     ]
     lines += [f"- with {images:,} images per class: {_settings(c)}" for images, c in plan.images_per_class.items()]
     lines += [f"- run {run}: {_settings(changes) or 'no other settings'}" for run, changes in plan.runs.items()]
-    for set_up in sorted(set_ups):
-        lines.append("- set-up: " + ", ".join(f"{key} {value}" for key, value in json.loads(set_up).items()))
+    counts = set_ups.loc[rows.index].value_counts().sort_index()
+    for set_up, count in counts.items():
+        parts = ", ".join(f"{key} {value}" for key, value in json.loads(str(set_up)).items())
+        lines.append(f"- set-up{f' of {count} experiments' * (len(counts) > 1)}: {parts}")
+    lines += mixed_set_ups(plan, table, set_ups)
     lines += [f"- failed, not in the tables: `{name}`: {plain(reason)}" for name, reason in failed.items()]
     return "\n".join(lines)
 

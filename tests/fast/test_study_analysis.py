@@ -8,7 +8,7 @@ import yaml
 from repository import ROOT
 from stages.settings import Settings
 from stages.shared.errors import UserError
-from studies import analysis, page, plan, queue
+from studies import analysis, page, plan, runner
 from studies.plan import Plan, Question
 
 PLANS = {name: yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("digits", "cifar10")}
@@ -56,10 +56,18 @@ def test_settings_given_with_the_command_override_the_plans(tmp_path, monkeypatc
             wanted(DIGITS, tmp_path, monkeypatch, change)
 
 
-def test_the_state_of_a_run_is_not_that_of_an_older_one(monkeypatch):
-    rows = "Task Name Created Status\n11 a_s1 02:51 AM Running\n22 a_s2 02:51 AM Queued\n33 a_s2 01:51 AM Success"
-    monkeypatch.setattr(queue, "dvc", lambda *_: rows + "\n\nWorker status: 1 active, 0 idle")
-    assert queue.states() == {"a_s1": "Running", "a_s2": "Queued"}
+def test_an_experiment_waits_for_the_first_with_a_training_that_it_has_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runs = {"a": {}, "b": {"finetune_fc.epochs": 3}, "c": {"pretrain.epochs": 0}, "d": {"finetune_fc.epochs": 3}}
+    sizes = {n: {"data.target_per_class": n} for n in (20, 30)}
+    study = DIGITS | {"runs": runs | DIGITS["runs"], "images_per_class": sizes, "seeds": [1]}
+    after, leads = runner.first_of_trainings(wanted(study, tmp_path, monkeypatch))
+    assert after["plan_a_20_s1"] == after["plan_c_20_s1"] == set()
+    assert after["plan_b_20_s1"] == {"plan_a_20_s1"}  # pretrain, finetune_output
+    assert after["plan_d_20_s1"] == {"plan_a_20_s1", "plan_b_20_s1"}  # and finetune_fc
+    assert after["plan_a_30_s1"] == {"plan_a_20_s1"}  # the same source images
+    assert after["plan_c_30_s1"] == {"plan_c_20_s1"}
+    assert leads == {"plan_a_20_s1", "plan_c_20_s1"}
 
 
 def table_of(accuracies: dict[str, list[float]], **validation: list[float]) -> pd.DataFrame:
@@ -118,3 +126,10 @@ def test_a_choice_on_test_images_says_so_and_one_on_validation_images_hides_the_
     assert f"Chosen on validation images alone: **{OUTPUT}**. Its test accuracy: 15.0%" in text
     assert "85.0" not in text
     assert set(analysis.shown(STUDY, table)["model"]) == {OUTPUT}
+
+
+def test_pairs_of_runs_from_different_machines_are_named():
+    table = table_of({OUTPUT: [0.1, 0.2, 0.3], LAST_TWO: [0.3, 0.4, 0.5]})
+    (line,) = page.mixed_set_ups(STUDY, table, pd.Series(["a", "b", "a", "a", "a", "a"]))
+    assert f"in 1 of 3 pairs of the question “{STUDY.questions[2].ask}”" in line
+    assert page.mixed_set_ups(STUDY, table, pd.Series(["a", "b", "a", "a", "b", "a"])) == []
