@@ -28,7 +28,7 @@ from stages.shared.files import MODELS, PREPARED
 from stages.shared.halves import Side, read_half
 from stages.shared.program import program
 from stages.training import model_files
-from stages.training.batches import EVALUATION_BATCH
+from stages.training.batches import evaluation_batch
 
 FORMATS = [("LiteRT", "litert", ".tflite"), ("SavedModel", "tf_saved_model", ""), ("ONNX", "onnx", ".onnx")]
 DECIMALS = {"MB": ".1f", "largest difference": ".1e", "ms per image": ".3f"}
@@ -112,8 +112,9 @@ def _predict(run: Run, x: np.ndarray, name: str) -> tuple[np.ndarray, float]:
     """Probabilities (N, classes), and the seconds it took."""
     run(x[:1].astype(np.float32))  # what happens once is not counted
     start = time.perf_counter()
-    starts = tqdm(range(0, len(x), EVALUATION_BATCH), f"running {name}", leave=False, disable=None)
-    p = np.concatenate([run(x[i : i + EVALUATION_BATCH].astype(np.float32)) for i in starts])
+    size = evaluation_batch(x.shape[1:])
+    starts = tqdm(range(0, len(x), size), f"running {name}", leave=False, disable=None)
+    p = np.concatenate([run(x[i : i + size].astype(np.float32)) for i in starts])
     return p, time.perf_counter() - start
 
 

@@ -1,17 +1,23 @@
 """Time and peak memory of each stage by number of images and of pixels: ``python benchmarks/scaling.py CIFAR10.npz``.
 
-The images are repeated 1, 2, 4 and 8 times, and enlarged to 2 and 3 times their side by repeating pixels; one epoch
-of training each. Prints tables and draws ``docs/scaling.png``, with a dotted line for cost in proportion to work.
-Memory is what a process needs for itself, at its peak; the pages of files that it maps, which the system may take back
-at any time, are listed beside it (Linux).
+The training images are repeated, and all enlarged by repeating pixels: ``--sizes 1x1,16x1,8x3`` is the dataset itself,
+16 times the images, and 8 times the images of 3 times the side. One epoch of training each. Memory is what a process
+needs for itself, at its peak; pages of mapped files, which the system may take back at any time, are beside it. With
+``--limit 2`` every stage runs in a control group that may have 2 GB, the page cache included (Linux, as root), and with
+budgets in ``params.yaml`` to match; what files have in the page cache is dropped before each stage. ``--draw`` makes
+``docs/scaling.png``, with a dotted line for cost in proportion to work.
 """
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,23 +25,39 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from stages.shared.npz import write_npz
+
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 3)]  # images times, side times
-STAGES = {  # finetune_output costs what finetune_fc costs, but for a layer of 8,256 weights
+STAGES = {
     "prepare": ["stages.prepare"],
     "pretrain": ["stages.pretrain"],
+    "finetune_output": ["stages.finetune", "finetune_output"],
     "finetune_fc": ["stages.finetune", "finetune_fc"],
-    "report": ["stages.report", "pretrain", "finetune_fc"],
+    "report": ["stages.report", "pretrain", "finetune_output", "finetune_fc"],
 }
+GROUP = Path("/sys/fs/cgroup/memory/transfer-scaling")  # version 1
+if not GROUP.parent.exists():
+    GROUP = Path("/sys/fs/cgroup/transfer-scaling")
 
 
-def enlarged(arrays: dict[str, np.ndarray], times: int, side: int) -> dict[str, np.ndarray]:
-    """A dataset with each training image `times` times and every image `side` times as high and wide."""
-    out = {}
-    for key, array in arrays.items():
-        repeated = np.repeat(array, times, axis=0) if key.endswith("_train") else array
-        out[key] = repeated.repeat(side, axis=1).repeat(side, axis=2) if key.startswith("x_") else repeated
-    return out
+@dataclass
+class Enlarged:
+    """Images `times` times, `side` times as high and wide; see `stages.shared.npz.Pieces`."""
+
+    images: np.ndarray
+    times: int
+    side: int
+    dtype = np.dtype(np.uint8)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        count, height, width, channels = self.images.shape
+        return self.times * count, self.side * height, self.side * width, channels
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        for _ in range(self.times):
+            for start in range(0, len(self.images), 1000):
+                yield self.images[start : start + 1000].repeat(self.side, axis=1).repeat(self.side, axis=2)
 
 
 def resident(pid: int) -> tuple[float, float]:
@@ -45,37 +67,63 @@ def resident(pid: int) -> tuple[float, float]:
     return (kilobytes.get("RssAnon", 0) + kilobytes.get("RssShmem", 0)) / 1e6, kilobytes.get("RssFile", 0) / 1e6
 
 
-def measured(program: list[str], folder: Path) -> dict[str, float]:
+def drop_from_page_cache(folder: Path) -> None:
+    os.sync()
+    for path in folder.rglob("*.npz"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measured(program: list[str], folder: Path, limit: float | None) -> dict[str, float]:
     """Seconds of one stage, and its peaks in GB."""
+    drop_from_page_cache(folder)
+    if limit:
+        GROUP.mkdir(exist_ok=True)
+        file = GROUP / ("memory.limit_in_bytes" if "memory/" in str(GROUP) else "memory.max")
+        file.write_text(str(int(limit * 1e9)))
     start = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this code, whichever clone is installed
-    command = [sys.executable, "-m", *program]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *program], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
+        preexec_fn=(lambda: (GROUP / "cgroup.procs").write_text(str(os.getpid()))) if limit else None,
+    )  # fmt: skip
     peak = np.zeros(2)
     while process.poll() is None:
         peak = np.maximum(peak, resident(process.pid))
         time.sleep(0.05)
     if process.returncode:
-        sys.exit(f"{' '.join(command)} failed")
+        sys.exit(f"{' '.join(program)} failed: {process.returncode}")
     return {"seconds": time.perf_counter() - start, "GB": float(peak[0]), "GB of mapped files": float(peak[1])}
 
 
-def one_size(arrays: dict[str, np.ndarray], times: int, side: int) -> list[dict]:
+def one_size(arrays: dict[str, np.ndarray], times: int, side: int, options: argparse.Namespace) -> list[dict]:
     """Seconds and memory of every stage for one size."""
     with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=ROOT) as name:  # /tmp may be memory
-        folder = Path(name)
-        np.savez(folder / "data.npz", **enlarged(arrays, times, side))
+        folder, data = Path(name), {}
+        for part, repeated in (("train", times), ("test", 1)):
+            data[f"x_{part}"] = Enlarged(arrays[f"x_{part}"], repeated, side)
+            data[f"y_{part}"] = np.tile(arrays[f"y_{part}"], (repeated, *[1] * (arrays[f"y_{part}"].ndim - 1)))
+        write_npz(folder / "data.npz", data)
+        size = (folder / "data.npz").stat().st_size / 1e9
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params["data"]["path"] = "data.npz"
-        for stage in ("pretrain", "finetune_fc"):
+        params["model"]["conv_filters"] = options.filters
+        if options.limit:
+            params["image_memory"] = params["feature_memory"] = int(options.limit * 1e9 / 4)
+        for stage in ("pretrain", "finetune_output", "finetune_fc"):
             params[stage]["epochs"] = 1
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         (folder / "models").mkdir()
+        shutil.copytree(ROOT / "data/raw", folder / "data/raw", ignore=shutil.ignore_patterns("*.npz", "*.py"))
         rows = []
         for stage, program in STAGES.items():
-            cost = measured(program, folder)
-            rows.append({"stage": stage, "images": times, "side": side} | cost)
-            print(f"{times}x images, {side}x side: {stage}: {cost}", file=sys.stderr, flush=True)
+            cost = measured(program, folder, options.limit)
+            timing = folder / f"reports/timing/{stage}.json"
+            if timing.exists():
+                images = times * len(arrays["x_train"]) / 2
+                cost["images per second"] = images / json.loads(timing.read_text())["train_seconds"]
+            rows.append({"stage": stage, "images": times, "side": side, "dataset, GB": size} | cost)
+            print(f"{times}x images, {side}x side, {size:.1f} GB: {stage}: {cost}", file=sys.stderr, flush=True)
         return rows
 
 
@@ -83,14 +131,17 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for ax, (column, unit) in zip(axes, (("seconds", "seconds"), ("GB", "peak memory, GB")), strict=True):
         for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
-            more_images, more_pixels = rows[rows["side"] == 1], rows[rows["images"] == 1]
-            ax.plot(more_images["images"], more_images[column], "o-", color=f"C{i}", label=f"{stage}, more images")
-            ax.plot(more_pixels["side"] ** 2, more_pixels[column], "s--", color=f"C{i}", label=f"{stage}, more pixels")
+            for side, line in zip(sorted(set(rows["side"])), ("o-", "s--", "^:"), strict=False):
+                of_side = rows[rows["side"] == side]
+                work = of_side["images"] * side**2
+                ax.plot(work, of_side[column], line, color=f"C{i}", label=f"{stage}, {32 * side} pixels")
+        work = table["images"] * table["side"] ** 2
         first = table[table["stage"] == "pretrain"][column].iloc[0]
-        ax.plot([1, 9], [first, 9 * first], ":", color="black", label="in proportion to work")
+        ax.plot([1, work.max()], [first, work.max() * first], ":", color="black", label="in proportion to work")
         ax.set(xscale="log", yscale="log", xlabel="work, times CIFAR-10's", ylabel=unit)
-        ax.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
+        ax.set_xticks(sorted(set(work)), [str(n) for n in sorted(set(work))], minor=False)
         ax.set_xticks([], minor=True)
+        ax.set_ylim(top=table[column].max() * 2)
         ax.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
@@ -99,15 +150,24 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    with np.load(parser.parse_args().data) as file:
+    parser.add_argument("--sizes", default="1x1,4x1,16x1,1x3,4x3,8x3", help="images x side")
+    parser.add_argument("--filters", default="8,8", help="of the convolutions; few: what the images cost shows")
+    parser.add_argument("--limit", type=float, metavar="GB")
+    parser.add_argument("--draw", action="store_true")
+    options = parser.parse_args()
+    options.filters = [int(n) for n in options.filters.split(",")]
+    with np.load(options.data) as file:
         arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-    table = pd.DataFrame([row for times, side in SIZES for row in one_size(arrays, times, side)])
+    sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",")]
+    table = pd.DataFrame([row for times, side in sizes for row in one_size(arrays, times, side, options)])
     pixels = arrays["x_train"].shape[1] * table["side"]
-    table["work"] = table["images"].astype(str) + "x images, " + pixels.astype(str) + " px"
-    for column in ("seconds", "GB", "GB of mapped files"):
+    table["work"] = table["images"].astype(str) + "x images, " + pixels.astype(str) + " px, "
+    table["work"] += table["dataset, GB"].map("{:.1f} GB".format)
+    for column in ("seconds", "images per second", "GB", "GB of mapped files"):
         wide = table.pivot_table(index="work", columns="stage", values=column, sort=False)
         print(f"\n{column}\n\n{wide.round(2).to_markdown()}")
-    draw(table, ROOT / "docs/scaling.png")
+    if options.draw:
+        draw(table, ROOT / "docs/scaling.png")
 
 
 if __name__ == "__main__":

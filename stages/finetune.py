@@ -28,7 +28,7 @@ def main() -> None:
         if recipe.head == "reset":
             model = network.with_new_output(model, len(target.class_names))
         network.freeze_all_but(model, recipe.trainable, f"{stage}.trainable")
-        history, seconds, checkpoint = loop.fit(model, target, recipe, stage, params.feature_memory)
+        history, seconds, checkpoint = loop.fit(model, target, recipe, stage, params)
     record.write(stage, model, target, history, seconds, threads)
     checkpoint.remove()
 

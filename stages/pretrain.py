@@ -47,7 +47,7 @@ def main() -> None:
     with loop.on_devices(params.devices):
         model = network.build(source.train.x.shape[1:], len(source.class_names), params.model, source.train.x, weights)
         print(network.weight(model))
-        history, seconds, checkpoint = loop.fit(model, source, params.pretrain, STAGE)
+        history, seconds, checkpoint = loop.fit(model, source, params.pretrain, STAGE, params)
     record.write(STAGE, model, source, history, seconds, threads)
     checkpoint.remove()
 

@@ -129,8 +129,14 @@ class Settings(Section):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "float32", description="mixed ones with model.rescale or a backbone"
     )
+    image_memory: int = Field(
+        8_000_000_000, ge=2**24, description="bytes of images that are shuffled at will; of more, in two steps"
+    )
     feature_memory: int = Field(
         4_000_000_000, ge=0, description="bytes for what frozen layers compute once; a temporary file beyond"
+    )
+    feature_disk: int = Field(
+        20_000_000_000, ge=0, description="bytes of that file; beyond, frozen layers are computed in every epoch"
     )
     data: Data = Data()
     model: Network = Network()

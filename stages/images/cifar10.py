@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stages.images.dataset import Dataset, checked_dataset
+from stages.images.dataset import Dataset, Images, checked_dataset
 from stages.shared.errors import UserError, one_line
 
 LARGEST_BATCH = 32_000_000  # bytes; 10,000 images with labels and file names have 31 million
@@ -84,11 +84,11 @@ def read_cifar10(archive: Path, class_names: list[str]) -> Dataset:
                 file = tar.extractfile(member)
                 if file and (name.startswith("data_batch_") or name == "test_batch"):
                     batches[name] = _batch(name, file, member.size)
-        arrays = {"class_names": np.array(class_names)}
+        arrays, images = {"class_names": np.array(class_names)}, {}
         for part, names in {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}.items():
             rows = np.concatenate([batches[name][0] for name in names])
-            arrays[f"x_{part}"] = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            images[part] = Images.of(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             arrays[f"y_{part}"] = np.concatenate([batches[name][1] for name in names])
     except Exception as error:  # damaged archives and pickles raise nearly anything
         raise UserError(f"{archive}: not a CIFAR-10 archive: {type(error).__name__}: {one_line(error)}") from None
-    return checked_dataset(archive, arrays)
+    return checked_dataset(archive, images["train"], images["test"], arrays)

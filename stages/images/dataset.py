@@ -1,14 +1,17 @@
 """A dataset of images and labels, and the checks that make one of the arrays in a file."""
 
+import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from stages.shared.errors import UserError, shown
-from stages.shared.npz import Header, read_npz
+from stages.shared.npz import PIECE, Header, read_npz
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MOST_CLASSES = 100_000
@@ -16,12 +19,51 @@ BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Images uint8 (N, H, W, C), 0-255, and labels int64 (N,), indices into `class_names`, in their source's order."""
+class Images:
+    """Images uint8 (N, H, W, C), 0-255, of which a piece at a time is in memory.
 
-    x_train: np.ndarray
+    They are the `rows`, int64 (N,), of `stored`, uint8 (M, ...), which may be mapped from a file; `change` makes images
+    of a piece of them.
+    """
+
+    stored: np.ndarray
+    rows: np.ndarray
+    shape: tuple[int, ...]
+    change: Callable[[np.ndarray], np.ndarray]
+    dtype: ClassVar = np.dtype(np.uint8)
+
+    @classmethod
+    def of(cls, stored: np.ndarray) -> "Images":
+        """All of an array, uint8 (N, H, W, C) or (N, H, W)."""
+        shape = stored.shape if stored.ndim == 4 else (*stored.shape, 1)
+        return cls(stored, np.arange(len(stored)), shape, lambda piece: piece.reshape(len(piece), *shape[1:]))
+
+    def take(self, rows: np.ndarray) -> "Images":
+        """Some of them, by row number."""
+        return replace(self, rows=self.rows[rows], shape=(len(rows), *self.shape[1:]))
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray], image: tuple[int, int, int]) -> "Images":
+        """What a function makes of each piece: images of shape `image`, (H, W, C)."""
+        before = self.change
+        return replace(self, change=lambda piece: change(before(piece)), shape=(len(self.rows), *image))
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """All of them, some at a time."""
+        at_once = max(1, PIECE // max(1, math.prod(self.stored.shape[1:]), math.prod(self.shape[1:])))
+        for start in range(0, len(self.rows), at_once):
+            yield self.change(self.stored[self.rows[start : start + at_once]])
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.pieces()])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels, int64 (N,), indices into `class_names`, in their source's order."""
+
+    x_train: Images
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: Images
     y_test: np.ndarray
     class_names: list[str]
     notes: tuple[str, ...] = ()  # on how it was read
@@ -33,16 +75,21 @@ def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
     Images are uint8 (N, H, W, C) or (N, H, W), labels whole numbers (N,) or (N, 1).
     Raises `UserError` with one line that names file, key, what was found and what is expected.
     """
-    arrays = read_npz(path, KEYS, ("class_names",), lambda headers: _check_headers(path, headers))
+    arrays = read_npz(
+        path, KEYS, ("class_names",), lambda headers: _check_headers(path, headers), mapped=("x_train", "x_test")
+    )
     if class_names is not None:
         arrays.setdefault("class_names", np.array(class_names))
-    return checked_dataset(path, arrays)
+    return checked_dataset(path, Images.of(arrays.pop("x_train")), Images.of(arrays.pop("x_test")), arrays)
 
 
-def checked_dataset(path: Path, arrays: dict[str, np.ndarray], notes: tuple[str, ...] = ()) -> Dataset:
-    """Check arrays from the file or folder `path` and bring them into one shape; see `read_dataset`."""
-    _check_headers(path, {key: Header(array.shape, array.dtype) for key, array in arrays.items()})
-    x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (arrays["x_train"], arrays["x_test"]))
+def checked_dataset(
+    path: Path, x_train: Images, x_test: Images, arrays: dict[str, np.ndarray], notes: tuple[str, ...] = ()
+) -> Dataset:
+    """Check what is from the file or folder `path`; `arrays` are the others of `read_dataset`."""
+    headers = {key: Header(array.shape, array.dtype) for key, array in arrays.items()}
+    headers |= {key: Header(x.shape, x.dtype) for key, x in (("x_train", x_train), ("x_test", x_test))}
+    _check_headers(path, headers)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UserError(f"{path}: x_test: images {x_test.shape[1:]}, expected {x_train.shape[1:]} as in x_train")
     for key in ("y_train", "y_test"):

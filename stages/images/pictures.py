@@ -1,7 +1,6 @@
 """Pictures in a folder: one sub-folder per class, or a CSV file that lists them."""
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,10 @@ import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from stages.images.dataset import Dataset, checked_dataset
+from stages.images.dataset import Dataset, Images, checked_dataset
 from stages.settings import Data
 from stages.shared.errors import UserError, one_line, shown
-from stages.shared.files import is_ignored
-from stages.shared.process import memory
+from stages.shared.files import PREPARED, is_ignored, temporary_array
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -108,7 +106,7 @@ def read_pictures(folder: Path, size: tuple[int, int] | None, data: Data, seed: 
             told.append(one_line(f"{listed['path'][i]}: {picture}"))
             continue
         if not read.any():
-            pixels = _empty(folder, (len(listed), *picture.pixels.shape))
+            pixels = temporary_array((len(listed), *picture.pixels.shape), np.uint8, PREPARED)
         if picture.pixels.shape != pixels.shape[1:]:
             wanted = "expected one size, or one to bring them to, say -S data.image_size=64 (32 to 96 make sense)"
             raise UserError(f"{folder}: pictures of different sizes, {wanted}")
@@ -121,14 +119,8 @@ def read_pictures(folder: Path, size: tuple[int, int] | None, data: Data, seed: 
         raise UserError("\n  ".join([head, *told]) + "\nRemove them, or set data.unreadable=skip")
     notes = [_sizes(int(read.sum()), stored, pixels.shape[1:3])]
     notes += [f"{what}: {count}" for what, count in sorted(changes.items())] + [f"skipped: {text}" for text in told]
-    return _in_parts(folder, listed[read], pixels if read.all() else pixels[read], data.test_fraction, seed, notes)
-
-
-def _empty(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    if (needed := 3 * math.prod(shape)) > memory():  # itself, and the copies that become halves and parts
-        wanted = f"expected less than the memory, {memory() / 1e9:,.1f} GB: a smaller data.image_size"
-        raise UserError(f"{folder}: {shape[0]} pictures of {shape[2]}x{shape[1]} take {needed / 1e9:,.1f} GB, {wanted}")
-    return np.empty(shape, np.uint8)
+    images = Images.of(pixels).take(np.flatnonzero(read))
+    return _in_parts(folder, listed[read], images, data.test_fraction, seed, notes)
 
 
 def _listed(folder: Path) -> pd.DataFrame:
@@ -188,12 +180,12 @@ def _sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, ...]) -> s
 
 
 def _in_parts(
-    folder: Path, listed: pd.DataFrame, pixels: np.ndarray, test_fraction: float, seed: int, notes: list[str]
+    folder: Path, listed: pd.DataFrame, images: Images, test_fraction: float, seed: int, notes: list[str]
 ) -> Dataset:
     """A dataset of what was read; equal pictures, by the hash of their pixels, never stand on both sides."""
     names = sorted(set(listed["label"]))
     labels = listed["label"].map({name: i for i, name in enumerate(names)}).to_numpy()
-    hashes = np.array([hashlib.sha256(picture.data).hexdigest() for picture in pixels])
+    hashes = np.array([hashlib.sha256(image.data).hexdigest() for piece in images.pieces() for image in piece])
     _, first, same = np.unique(hashes, return_index=True, return_inverse=True)
     if (copies := len(labels) - len(first)) > 0:
         notes.append(f"exact duplicates: {copies}")
@@ -214,5 +206,6 @@ def _in_parts(
         test = in_test_group[same]
         train = ~test
         notes.append(f"test images split off, of all classes: {test.sum()}")
-    arrays = {"x_train": pixels[train], "y_train": labels[train], "x_test": pixels[test], "y_test": labels[test]}
-    return checked_dataset(folder, arrays | {"class_names": np.array(names)}, tuple(notes))
+    arrays = {"y_train": labels[train], "y_test": labels[test], "class_names": np.array(names)}
+    x_train, x_test = (images.take(np.flatnonzero(part)) for part in (train, test))
+    return checked_dataset(folder, x_train, x_test, arrays, tuple(notes))

@@ -88,11 +88,11 @@ def resized(path: Path, dataset: Dataset, size: tuple[int, int]) -> Dataset:
     if channels not in (1, 3, 4):
         raise UserError(f"{path}: images of {channels} channels, expected 1, 3 or 4 to resize them: data.image_size")
 
-    def fit(image: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-        return np.asarray(fitted(picture, size)).reshape(*size, channels)
+    def fit(images: np.ndarray) -> np.ndarray:
+        pictures = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in images)
+        return np.stack([np.asarray(fitted(picture, size)).reshape(*size, channels) for picture in pictures])
 
-    train, test = (np.stack([fit(image) for image in x]) for x in (dataset.x_train, dataset.x_test))
+    train, test = (x.changed(fit, (*size, channels)) for x in (dataset.x_train, dataset.x_test))
     note = f"resized from {old[1]}x{old[0]} to {size[1]}x{size[0]} pixels: shorter side, then centre cropped"
     return replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, note))
 
@@ -101,5 +101,9 @@ def _rgb(named: Named) -> Named:
     name, dataset = named
     if dataset.x_train.shape[3] == 3:
         return named
-    train, test = (np.repeat(x, 3, axis=3) for x in (dataset.x_train, dataset.x_test))
+    height, width, _ = dataset.x_train.shape[1:]
+    train, test = (
+        x.changed(lambda images: np.repeat(images, 3, axis=3), (height, width, 3))
+        for x in (dataset.x_train, dataset.x_test)
+    )
     return name, replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, "grey made RGB"))

@@ -53,9 +53,9 @@ def _half(
         raise UserError(f"params.yaml: data.{side}_classes: no test images of {shown(missing)}, expected some")
     key = f"data.{side}_per_class"
     held_out, kept = _held_out_and_kept(y_train, names, data.validation_fraction, per_class, seed, key)
-    train, validation = (Part(dataset.x_train[rows], y_train[rows]) for rows in (kept, held_out))
+    train, validation = (Part(dataset.x_train.take(rows), y_train[rows]) for rows in (kept, held_out))
     test = np.flatnonzero(y_test >= 0)
-    return Half(name, names, train, validation, Part(dataset.x_test[test], y_test[test]), dataset.notes)
+    return Half(name, names, train, validation, Part(dataset.x_test.take(test), y_test[test]), dataset.notes)
 
 
 def _held_out_and_kept(

@@ -2,8 +2,18 @@
 
 import hashlib
 import json
+import math
+import mmap
+import os
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+import numpy as np
 
 from stages.shared.errors import UserError
 
@@ -25,18 +35,58 @@ def is_ignored(path: Path) -> bool:
     return any(part[0] == "." or part == "__pycache__" for part in path.parts) or path.name.endswith(("~", ".swp"))
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that no part of it is ever seen under its name; raises `UserError` if that fails."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which gets its name once it is whole; raises `UserError` if that fails.
+
+    Until then it has none if the system can do that (Linux), so that nothing stays behind however the process ends.
+    """
     if not path.name or (path.exists() and not path.is_file()):
         raise UserError(f"{path}: not a regular file, cannot be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        try:
+            file = os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+        except (AttributeError, OSError):  # another system, or file system
+            file = unfinished.open("w+b")
+        with file:
+            yield file
+            file.flush()
+            if not unfinished.exists() or os.fstat(file.fileno()).st_nlink == 0:
+                unfinished.unlink(missing_ok=True)
+                # With src_dir_fd Python follows the link in /proc, see linkat(2); the path is absolute.
+                os.link(f"/proc/self/fd/{file.fileno()}", unfinished, src_dir_fd=0)
+            unfinished.replace(path)
     except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file all or nothing, see `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def temporary_array(shape: tuple[int, ...], dtype: type, folder: Path) -> np.ndarray:
+    """An array to be filled that is a file without a name in `folder`, gone with the process.
+
+    Raises `UserError` if the disk has no room for it.
+    """
+    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+    folder.mkdir(parents=True, exist_ok=True)
+    if size > (free := shutil.disk_usage(folder).free):
+        raise UserError(f"{folder}: {size / 1e9:,.1f} GB wanted for a temporary file, {free / 1e9:,.1f} GB are free")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # Room is taken at once if the system can: a disk that fills up later would kill the process.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        mapped = mmap.mmap(file.fileno(), size)
+    return np.frombuffer(mapped, dtype, math.prod(shape)).reshape(shape)
 
 
 def refuse_untracked(path: Path) -> None:

@@ -6,7 +6,10 @@ import resource
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 
 def set_up() -> None:
@@ -31,7 +34,24 @@ def set_up() -> None:
 
 
 def memory() -> int:
-    """Bytes that this process can have: the machine's memory, or less under ``ulimit -v``."""
+    """Bytes that this process can have: the machine's memory, or less under ``ulimit -v`` or in a container."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return machine if limit == resource.RLIM_INFINITY else min(machine, limit)
+    return min([machine, *_cgroup_limits(), *([] if limit == resource.RLIM_INFINITY else [limit])])
+
+
+def _cgroup_limits() -> Iterator[int]:
+    """What Linux's control groups allow this process, see cgroups(7)."""
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in groups:
+        root, file = "/sys/fs/cgroup", "memory.max"
+        if controllers == "memory":
+            root, file = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        elif controllers:
+            continue
+        for place in (Path(root + path), Path(root)):
+            with suppress(OSError, ValueError):  # "max"
+                yield int((place / file).read_text())

@@ -34,9 +34,9 @@ ABANDONED = 7 * 24 * 3600  # seconds
 class Checkpoint(keras.callbacks.Callback):
     """Keeps what the rest of a training depends on; `curves` has a row an epoch, see `CURVES`. Last among callbacks."""
 
-    def __init__(self, stage: str, model: keras.Sequential, half: Half, recipe: Recipe):
+    def __init__(self, stage: str, model: keras.Sequential, half: Half, recipe: Recipe, in_two: bool):
         super().__init__()
-        self.stage, self.path = stage, FOLDER / _key(model, half, recipe) / "state.npz"
+        self.stage, self.path = stage, FOLDER / _key(model, half, recipe, in_two) / "state.npz"
         self.stopping: keras.callbacks.EarlyStopping | None = None
         self.curves: list[list[float]] = []
         self._start = time.perf_counter()
@@ -105,13 +105,16 @@ def _variables(model: keras.Sequential) -> list[keras.Variable]:
     return [*model.variables, *model.optimizer.variables]
 
 
-def _key(model: keras.Sequential, half: Half, recipe: Recipe) -> str:
-    """A hash of all that the result of a training depends on, in hexadecimal."""
+def _key(model: keras.Sequential, half: Half, recipe: Recipe, in_two: bool) -> str:
+    """A hash of all that the result of a training depends on, in hexadecimal.
+
+    `in_two`: the frozen part of the model is computed once, and the rest trained.
+    """
     parts = half.train, getattr(half, half.curves_part)
     arrays = [*(array for part in parts for array in (part.x, part.y)), *(v.numpy() for v in model.variables)]
     surroundings = [
         re.sub(r'"shared_object_id": \d+', "", model.to_json()),  # an address in memory
-        recipe.model_dump(),
+        (recipe.model_dump(), in_two),
         random.getstate(),  # as `set_up` has seeded it
         [(array.shape, array.dtype) for array in arrays],
         (platform.node(), platform.python_version(), *map(version, ("tensorflow", "keras", "numpy"))),

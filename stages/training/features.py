@@ -1,39 +1,53 @@
 """What frozen layers make of an image, computed once instead of in every epoch."""
 
+import math
 import mmap
-import os
-import tempfile
+import shutil
+from typing import Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from stages.shared.files import MODELS
-from stages.training.batches import EVALUATION_BATCH
+from stages.settings import Settings
+from stages.shared.files import MODELS, temporary_array
+from stages.shared.process import memory
+from stages.training.batches import evaluation_batch
+
+Place = Literal["memory", "disk"]
 
 
-def features(trunk: keras.Model, x: np.ndarray, memory: int) -> tf.Tensor:
-    """The trunk's output for every image, float32 (N, ...), in memory or, beyond `memory` bytes, in a temporary file.
+def place(trunk: keras.Model, images: int, params: Settings) -> tuple[Place | None, str]:
+    """Where to keep the trunk's output for so many images, None if nowhere, and a line that says so and why."""
+    size = images * math.prod(trunk.output_shape[1:]) * np.dtype(np.float32).itemsize
+    free = shutil.disk_usage(MODELS).free
+    said = f"what frozen layers make of {images:,} images, {_gb(size)}, is computed"
+    if size <= min(params.feature_memory, memory() // 2):
+        return "memory", f"{said} once and kept in memory"
+    because = f"more than feature_memory, {_gb(params.feature_memory)}, or half of the memory, {_gb(memory())}"
+    if size <= min(params.feature_disk, free):
+        return "disk", f"{said} once and kept in a temporary file in {MODELS}/: {because}"
+    because += f"; and than feature_disk, {_gb(params.feature_disk)}, or what is free, {_gb(free)}"
+    return None, f"{said} again in every epoch, which takes many times as long: {because}"
+
+
+def features(trunk: keras.Model, x: np.ndarray, where: Place) -> tf.Tensor:
+    """The trunk's output for every image, float32 (N, ...), in memory or in a temporary file.
 
     The tensor shares the array's memory, so that nothing is held twice.
     """
-    out = _empty((len(x), *trunk.output_shape[1:]), memory)
+    shape = (len(x), *trunk.output_shape[1:])
+    if where == "disk":
+        out = temporary_array(shape, np.float32, MODELS)
+    else:
+        out = np.frombuffer(mmap.mmap(-1, math.prod(shape) * 4), np.float32).reshape(shape)  # aligned
     compute = tf.function(lambda images: trunk(images, training=False))
-    for start in range(0, len(x), EVALUATION_BATCH):
-        batch = slice(start, start + EVALUATION_BATCH)
+    size = evaluation_batch(x.shape[1:])
+    for start in range(0, len(x), size):
+        batch = slice(start, start + size)
         out[batch] = compute(x[batch])
     return tf.experimental.dlpack.from_dlpack(out.__dlpack__())
 
 
-def _empty(shape: tuple[int, ...], memory: int) -> np.ndarray:
-    """A float32 array to be filled, page-aligned; a temporary file has no name and is gone with the process."""
-    size = int(np.prod(shape)) * np.dtype(np.float32).itemsize
-    if size <= memory:
-        return np.frombuffer(mmap.mmap(-1, size), dtype=np.float32).reshape(shape)
-    with tempfile.TemporaryFile(dir=MODELS) as file:  # /tmp may be memory itself
-        # Room is taken at once if the system can: a disk that fills up later would kill the process.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-        return np.frombuffer(mmap.mmap(file.fileno(), size), dtype=np.float32).reshape(shape)
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"

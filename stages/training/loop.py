@@ -14,9 +14,9 @@ from stages.shared.errors import UserError
 from stages.shared.halves import Half, Part
 from stages.training import network
 from stages.training.augment import augmented
-from stages.training.batches import EVALUATION_BATCH, batches
+from stages.training.batches import batches, evaluation_batch
 from stages.training.checkpoint import CURVES, Checkpoint
-from stages.training.features import features
+from stages.training.features import Place, features, place
 
 
 def set_up(params: Settings) -> int:
@@ -49,7 +49,7 @@ def on_devices(count: int) -> AbstractContextManager:
 
 
 def fit(
-    model: keras.Sequential, half: Half, recipe: Recipe, stage: str, feature_memory: int = 0
+    model: keras.Sequential, half: Half, recipe: Recipe, stage: str, params: Settings
 ) -> tuple[pd.DataFrame, float, Checkpoint]:
     """Train a model's trainable layers, or go on where that was interrupted.
 
@@ -59,20 +59,24 @@ def fit(
     row of the epoch whose weights the model has at the end, else 0. What frozen, deterministic layers make of an image
     is computed once, see `features`. Raises `UserError` if the loss is not a number.
     """
-    checkpoint = Checkpoint(stage, model, half, recipe)
+    train, curves = half.train, getattr(half, half.curves_part)
+    trunk, rest = network.split_frozen(model)
+    where: Place | None = None
+    if trunk is not None and recipe.augment:
+        print(f"{stage}: no image is the same twice, so frozen layers are computed in every step instead of once")
+    elif trunk is not None:
+        where, why = place(trunk, len(train.y) + len(curves.y), params)
+        print(f"{stage}: {why}")
+    checkpoint = Checkpoint(stage, model, half, recipe, where is not None)
     if recipe.epochs == 0:
         return pd.DataFrame(columns=["epoch", *CURVES]), 0.0, checkpoint
-    trunk, rest = network.split_frozen(model)
-    if recipe.augment:
-        if trunk is not None:
-            print(f"{stage}: no image is the same twice, so frozen layers are computed in every step instead of once")
-        trunk, rest = None, augmented(model, recipe.augment)
-    train, curves = half.train, getattr(half, half.curves_part)
-    if trunk is not None:
-        train, curves = (Part(features(trunk, part.x, feature_memory), part.y) for part in (train, curves))
+    if where is None:
+        trunk, rest = None, augmented(model, recipe.augment) if recipe.augment else model
+    elif trunk is not None:
+        train, curves = (Part(features(trunk, part.x, where), part.y) for part in (train, curves))
     # Keras wants the first batch of several devices' to fall into equal parts.
     devices = tf.distribute.get_strategy().num_replicas_in_sync
-    curves_batch = min(EVALUATION_BATCH, len(curves.y)) // devices * devices
+    curves_batch = min(evaluation_batch(half.train.x.shape[1:]), len(curves.y)) // devices * devices
     rest.compile(
         _optimizer(recipe, len(train.y)),
         loss="sparse_categorical_crossentropy",
@@ -85,7 +89,7 @@ def fit(
         stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
     checkpoint.read(rest, stopping)
     rest.fit(
-        batches(train.x, train.y, recipe.batch_size, shuffle=True),
+        batches(train.x, train.y, recipe.batch_size, shuffle=True, memory=params.image_memory),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),

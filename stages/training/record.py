@@ -15,7 +15,7 @@ from stages.shared.files import MODELS, artifact, sha256, write_sealed, write_wh
 from stages.shared.halves import Half
 from stages.shared.npz import write_npz
 from stages.training import gradcam, model_files, network
-from stages.training.batches import EVALUATION_BATCH
+from stages.training.batches import evaluation_batch
 
 KINDS = ("history", "predictions", "gradcam")
 
@@ -66,8 +66,9 @@ def log_probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
     """
     hidden = network.part(model, 0, -1)
     kernel, bias = (weight.astype(np.float64) for weight in model.layers[-1].get_weights())
-    starts = range(0, len(x), EVALUATION_BATCH)
-    last = np.concatenate([hidden.predict_on_batch(x[start : start + EVALUATION_BATCH]) for start in starts])
+    size = evaluation_batch(x.shape[1:])
+    starts = range(0, len(x), size)
+    last = np.concatenate([hidden.predict_on_batch(x[start : start + size]) for start in starts])
     return log_softmax(last.astype(np.float64) @ kernel + bias, axis=1)
 
 

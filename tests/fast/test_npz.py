@@ -114,9 +114,9 @@ def test_memory_stays_small_while_it_is_refused(path, make, problem):
     assert problem in text
 
 
-def test_memory_that_is_taken_would_be_seen(path):
+def test_packed_images_are_read_and_take_no_memory(path):
     growth, text = growth_and_refusal(path, black(100, 1000, 1000))
-    assert growth > 90_000_000
+    assert growth < 50_000_000
     assert text.startswith("x_test: images (5, 4, 3)")  # x_train was read
 
 
@@ -156,6 +156,7 @@ def test_damaged_file_is_read_right_or_refused(path, contents, data):
         counted["fuzzed dataset files refused"] += 1
         return
     for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):
+        x = np.asarray(x)
         assert (x.dtype, x.ndim, x.shape[1:]) == (np.uint8, 4, dataset.x_train.shape[1:])
         assert (y.dtype, y.shape) == (np.int64, (len(x),))
         assert 0 <= y.min() <= y.max() < len(dataset.class_names)

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from stages import prepare
-from stages.images.dataset import KEYS, Dataset
+from stages.images.dataset import KEYS, Dataset, Images
 from stages.images.split import split
 from stages.settings import Data
 from stages.shared.errors import UserError
 from stages.shared.halves import PARTS, Half, read_half
 from tiny import CLASS_NAMES, TEST_PER_CLASS, TRAIN_PER_CLASS, tiny_arrays
 
-DATASET = Dataset(*(tiny_arrays()[key] for key in KEYS), CLASS_NAMES)
+X_TRAIN, Y_TRAIN, X_TEST, Y_TEST = (tiny_arrays()[key] for key in KEYS)
+DATASET = Dataset(Images.of(X_TRAIN), Y_TRAIN, Images.of(X_TEST), Y_TEST, CLASS_NAMES)
 
 
 def halves(dataset: Dataset = DATASET, seed: int = 1, **changes) -> dict[str, Half]:
@@ -23,8 +24,8 @@ def halves(dataset: Dataset = DATASET, seed: int = 1, **changes) -> dict[str, Ha
 
 def rows_of(images: np.ndarray, among: np.ndarray) -> list[int]:
     """Where each image stands in the dataset; the noise makes every image unique."""
-    row = {image.tobytes(): i for i, image in enumerate(among)}
-    return [row[image.tobytes()] for image in images]
+    row = {image.tobytes(): i for i, image in enumerate(np.asarray(among))}
+    return [row[image.tobytes()] for image in np.asarray(images)]
 
 
 def test_default_halves_are_the_notebooks():
@@ -32,7 +33,7 @@ def test_default_halves_are_the_notebooks():
         half = halves()[side]
         for part, x, y in (("train", DATASET.x_train, DATASET.y_train), ("test", DATASET.x_test, DATASET.y_test)):
             chosen = (y >= first) & (y < first + 5)
-            assert np.array_equal(getattr(half, part).x, x[chosen])
+            assert np.array_equal(getattr(half, part).x, np.asarray(x)[chosen])
             assert np.array_equal(getattr(half, part).y, y[chosen] - first)
         assert half.class_names == CLASS_NAMES[first : first + 5]
         assert half.counts == {"train": 5 * TRAIN_PER_CLASS, "validation": 0, "test": 5 * TEST_PER_CLASS}
@@ -74,9 +75,9 @@ def test_a_class_without_images_is_refused_by_name():
     """Lacking test images are blamed on the choice of classes, lacking training images on how many are to be kept."""
     train, test = DATASET.y_train != 6, DATASET.y_test != 6
     with pytest.raises(UserError, match=r"^params\.yaml: data\.target_classes: no test images of \['gnu'\]"):
-        halves(replace(DATASET, x_test=DATASET.x_test[test], y_test=DATASET.y_test[test]))
+        halves(replace(DATASET, x_test=DATASET.x_test.take(np.flatnonzero(test)), y_test=DATASET.y_test[test]))
     with pytest.raises(UserError, match=r"^params\.yaml: data\.target_per_class, .*'gnu' has 0 training images"):
-        halves(replace(DATASET, x_train=DATASET.x_train[train], y_train=DATASET.y_train[train]))
+        halves(replace(DATASET, x_train=DATASET.x_train.take(np.flatnonzero(train)), y_train=DATASET.y_train[train]))
 
 
 def test_validation_images_are_stratified_and_taken_from_the_training_images():
@@ -96,7 +97,7 @@ def test_a_smaller_subset_is_the_beginning_of_a_larger_one():
     """What is held out does not depend on it, nor does the other half."""
     few, many, all_images = (halves(target_per_class=n, validation_fraction=0.2) for n in (3, 11, None))
     small, large = few["target"].train, many["target"].train
-    assert np.array_equal(small.x, large.x[: 3 * 5])
+    assert np.array_equal(small.x, np.asarray(large.x)[: 3 * 5])
     assert np.bincount(small.y).tolist() == [3] * 5
     assert np.bincount(large.y).tolist() == [11] * 5
     assert set(rows_of(large.x, DATASET.x_train)) < set(rows_of(all_images["target"].train.x, DATASET.x_train))

@@ -149,7 +149,7 @@ def test_computing_frozen_features_once_changes_nothing(params, tiny_dataset, mo
         loop.set_up(settings)
         model = network.build((SIDE, SIDE, 3), 2, settings.model, half.train.x)
         network.freeze_all_but(model, ["expanded_conv_10", "output"])
-        curves.append(loop.fit(model, half, recipe, "finetune_fc", 10**9)[0])
+        curves.append(loop.fit(model, half, recipe, "finetune_fc", settings)[0])
     assert len(computed) == 2  # of training and test images, once
     assert np.allclose(*curves, atol=1e-4)
 

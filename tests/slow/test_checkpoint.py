@@ -64,7 +64,7 @@ def train(set_up, monkeypatch):
         model = network.build(half.train.x.shape[1:], len(half.class_names), settings.model, half.train.x)
         network.freeze_all_but(model, trainable or settings.model.layers_with_weights)
         try:
-            history, seconds, kept = loop.fit(model, half, settings.pretrain, "pretrain")
+            history, seconds, kept = loop.fit(model, half, settings.pretrain, "pretrain", settings)
         except KeyboardInterrupt:
             return next(checkpoint.FOLDER.glob("*/*"))
         assert kept.path.exists()  # writing results may be interrupted, too

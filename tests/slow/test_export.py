@@ -43,7 +43,7 @@ def train(params, tiny_dataset, cpu_info):
         half = read_half("source" if stage == "pretrain" else "target")
         loop.set_up(settings)
         model = network.build(half.train.x.shape[1:], 5, settings.model, half.train.x)
-        loop.fit(model, half, settings.pretrain, stage)
+        loop.fit(model, half, settings.pretrain, stage, settings)
         model_files.save(model, MODELS / f"{stage}.keras", half.class_names)
         return half
 

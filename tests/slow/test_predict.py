@@ -24,7 +24,7 @@ def predicted(tiny, workspace, monkeypatch, set_up):
     prepare.main()
     half = read_half("source")
     model = network.build((8, 8, 3), 5, tiny.model, half.train.x)
-    history, seconds, _ = loop.fit(model, half, tiny.pretrain, "pretrain")
+    history, seconds, _ = loop.fit(model, half, tiny.pretrain, "pretrain", tiny)
     record.write("pretrain", model, half, history, seconds, threads=1)
     (workspace / "photos").mkdir()
     for i, image in enumerate(half.test.x):

@@ -17,10 +17,9 @@ from stages.shared.errors import UserError
 from stages.shared.files import MODELS, read_sealed
 from stages.shared.halves import Part, read_half
 from stages.shared.npz import read_npz
-from stages.training import augment, features, gradcam, loop, model_files, network, record
+from stages.training import augment, batches, gradcam, loop, model_files, network, record
 
 pytestmark = pytest.mark.usefixtures("set_up")
-IN_MEMORY, IN_A_FILE = 10**9, 0  # bytes of features that may be held
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def build(settings, half):
 def trained(settings, half):
     """A model after `pretrain`'s training, and its learning curves."""
     model = build(settings, half)
-    return model, loop.fit(model, half, settings.pretrain, "pretrain")[0]
+    return model, loop.fit(model, half, settings.pretrain, "pretrain", settings)[0]
 
 
 def write(model, half):
@@ -62,16 +61,19 @@ def weights(stage):
 
 
 @pytest.mark.parametrize(
-    ("dropout", "trainable", "memory", "precision"),
+    ("dropout", "trainable", "precision", "budgets", "said"),
     [
-        (0.2, ["fc2", "output"], IN_A_FILE, "float32"),
-        (0.2, ["output"], IN_MEMORY, "mixed_bfloat16"),
-        (0.0, ["output"], IN_MEMORY, "float32"),
+        (0.2, ["fc2", "output"], "float32", {"feature_memory": 0}, "once and kept in a temporary file in models/"),
+        (0.2, ["output"], "mixed_bfloat16", {}, "once and kept in memory"),
+        (0.0, ["output"], "float32", {}, "once and kept in memory"),
+        (0.0, ["output"], "float32", {"feature_memory": 0, "feature_disk": 99}, "again in every epoch"),
     ],
 )
-def test_computing_the_trunk_once_changes_nothing(params, halves, monkeypatch, dropout, trainable, memory, precision):
-    settings, half = params(precision=precision, **{"model.dropout": dropout}), halves["target"]
-    monkeypatch.setattr(features, "EVALUATION_BATCH", 7)  # images, of which the last batch has fewer
+def test_computing_the_trunk_once_changes_nothing(
+    params, halves, monkeypatch, capsys, dropout, trainable, precision, budgets, said
+):
+    settings, half = params(precision=precision, **{"model.dropout": dropout}, **budgets), halves["target"]
+    monkeypatch.setattr(batches, "EVALUATION_BATCH", 7)  # images, of which the last batch has fewer
     MODELS.mkdir()
     curves, learned, computed, compute = [], [], [], loop.features
     monkeypatch.setattr(loop, "features", lambda *given: computed.append(len(given[1])) or compute(*given))
@@ -81,9 +83,10 @@ def test_computing_the_trunk_once_changes_nothing(params, halves, monkeypatch, d
         model = build(settings, half)
         network.freeze_all_but(model, trainable)
         assert model.layers[1].dtype_policy.name == precision
-        curves.append(loop.fit(model, half, settings.finetune_fc, "finetune_fc", memory)[0])
+        curves.append(loop.fit(model, half, settings.finetune_fc, "finetune_fc", settings)[0])
         learned.append(model.get_weights())
-    assert computed == [len(half.train.y), len(half.test.y)]
+    assert computed == ([] if "every" in said else [len(half.train.y), len(half.test.y)])
+    assert capsys.readouterr().out.count(said) == 1
     assert np.allclose(*curves, atol=5e-4)
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(*learned, strict=True))
     assert curves[0]["loss"].nunique() == settings.finetune_fc.epochs
@@ -185,7 +188,7 @@ def test_augmentation_trains_behind_frozen_layers_and_leaves_the_model_as_it_is(
         loop.set_up(settings)
         model = build(settings, half)
         network.freeze_all_but(model, ["fc2", "output"])
-        assert len(loop.fit(model, half, recipe, "finetune_fc")[0]) == recipe.epochs
+        assert len(loop.fit(model, half, recipe, "finetune_fc", settings)[0]) == recipe.epochs
         learned.append(model.get_weights())
     assert capsys.readouterr().out.count("frozen layers are computed in every step instead of once") == 2
     assert all(np.array_equal(a, b) for a, b in zip(learned[0], learned[1], strict=True))
@@ -310,3 +313,22 @@ def test_threads_are_as_set_or_one_per_core(tiny, monkeypatch):
     assert loop.set_up(tiny) == 1
     assert loop.set_up(tiny.model_copy(update={"threads": None})) == 3
     assert given == [1, 1, 3, 3]
+
+
+def test_images_beyond_memory_are_shuffled_in_blocks_and_each_comes_once_an_epoch(monkeypatch):
+    monkeypatch.setattr(batches, "BLOCK", 4 * 12)  # 4 images of 12 bytes
+    x = np.arange(103, dtype=np.uint8)[:, None, None, None].repeat(12, axis=3)
+    orders = []
+    for _ in range(2):
+        keras.utils.set_random_seed(3)
+        made = batches.batches(x, np.arange(103), 10, shuffle=True, memory=2 * 5 * 4 * 12)  # 5 blocks at once
+        for _ in range(2):
+            parts = list(made.as_numpy_iterator())
+            assert [len(labels) for _, labels in parts] == [10] * 10 + [3]
+            assert all((images[:, 0, 0, 0] == labels).all() for images, labels in parts)
+            orders.append([int(label) for _, labels in parts for label in labels])
+    assert orders[:2] == orders[2:]  # with one seed
+    for order in orders:
+        assert sorted(order) == list(range(103))
+        assert len({row // 4 for row in order[:20]}) <= 6  # of 26 blocks; the last one is smaller
+        assert order[:20] != sorted(order[:20])
