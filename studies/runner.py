@@ -51,9 +51,8 @@ def cluster(scheduler: dict[str, str], workers: int) -> Iterator[Client]:
                 yield client
         except (OSError, ValueError, FuturesCancelledError) as error:
             where = ", ".join(scheduler.values())
-            raise UserError(
-                f"{where}: no Dask scheduler is there: {one_line(error)}; start it, and type this again"
-            ) from None
+            why = "gone" if isinstance(error, FuturesCancelledError) else f"not there: {one_line(error)}"
+            raise UserError(f"{where}: Dask's scheduler is {why}; start it and type the same command again") from None
         return
     with (
         LocalCluster(
