@@ -38,7 +38,7 @@ from studies.worker import Base, Ended
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = [sys.executable, "-m", "studies", "studies/digits.yaml"]
 SETTINGS = "pretrain.batch_size={}"  # of a round
-WAIT = (3, 15)  # seconds between kills
+WAIT = (10, 40)  # seconds between kills
 DASK = [sys.executable, "-m"]
 
 
@@ -91,7 +91,7 @@ class Cluster:
         return os.environ | {
             "HOME": str(home), "XDG_CACHE_HOME": f"{home}/cache", "DVC_SITE_CACHE_DIR": f"{home}/site",
             "TMPDIR": f"{home}/tmp", "GIT_SSH_COMMAND": ssh, "DVC_NO_ANALYTICS": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
 
     def start(self, name: str, command: list[str], folder: Path) -> subprocess.Popen:
@@ -116,7 +116,7 @@ class Cluster:
 
     def coordinator(self, setting: str) -> subprocess.Popen:
         address = f"tcp://127.0.0.1:{self.dask_port}"
-        return self.start("coordinator", [*STUDY, "-S", setting, "--scheduler", address], self.user)
+        return self.start("coordinator", [*STUDY, "-S", setting, "--scheduler", address, "--retry"], self.user)
 
 
 def end(process: subprocess.Popen) -> None:
@@ -139,7 +139,7 @@ def workers_of(machine: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-def round_of_kills(cluster: Cluster, setting: str, chance: random.Random, kills: Counter) -> None:
+def round_of_kills(cluster: Cluster, setting: str, chance: random.Random, kills: Counter, most: int) -> None:
     """Run the study to its end, killing parts of the cluster."""
     scheduler = cluster.scheduler()
     machines = {name: cluster.machine(name) for name in ("machine1", "machine2")}
@@ -151,6 +151,8 @@ def round_of_kills(cluster: Cluster, setting: str, chance: random.Random, kills:
                 if coordinator.wait(timeout=chance.uniform(*WAIT)) == 0:
                     return
                 coordinator = cluster.coordinator(setting)  # it gave up, such as for want of a scheduler
+                continue
+            if kills.total() >= most:
                 continue
             if "machine3" not in machines and time.monotonic() > late:
                 machines["machine3"] = cluster.machine("machine3")
@@ -212,7 +214,7 @@ def kill_at_random(kills_wanted: int, seed: int) -> bool:
             while kills.total() < kills_wanted:
                 number += 1
                 setting = SETTINGS.format(60 + number)
-                round_of_kills(cluster, setting, chance, kills)
+                round_of_kills(cluster, setting, chance, kills, kills_wanted)
                 origin = cluster.folder / "origin.git"
                 there = len(run("git", "for-each-ref", f"refs/exps/{cluster.commit[:2]}", folder=origin).splitlines())
                 same = (cluster.user / "reports/study.md").read_bytes() == undisturbed(cluster, setting)
@@ -235,7 +237,7 @@ def kill_at_random(kills_wanted: int, seed: int) -> bool:
 def sleep_instead(base: Base, name: str, overrides: list[str], leads: bool) -> Ended:
     """In place of an experiment."""
     time.sleep(float(base.git))
-    return Ended("done", "", "")
+    return Ended("done", "")
 
 
 def simulate() -> None:

@@ -27,7 +27,8 @@ from studies.repository import Experiment, experiments
 from studies.worker import Base, Ended
 
 FOLDER = Path(".dvc/tmp/studies")  # clones; what experiments printed, NAME.log; why they failed, NAME.failed
-ATTEMPTS = 3  # at an experiment that is interrupted
+ATTEMPTS = 4  # at an experiment that is interrupted, or whose worker dies
+RETURN_SECONDS = 30  # given to a worker that died to come back to what its machine's cache has
 POLL_SECONDS = 5  # between looks for new workers
 
 
@@ -50,9 +51,8 @@ def cluster(scheduler: dict[str, str], workers: int) -> Iterator[Client]:
                 yield client
         except (OSError, ValueError, FuturesCancelledError) as error:
             where = ", ".join(scheduler.values())
-            raise UserError(
-                f"{where}: no Dask scheduler is there: {one_line(error)}; start it, and type this again"
-            ) from None
+            why = "gone" if isinstance(error, FuturesCancelledError) else f"not there: {one_line(error)}"
+            raise UserError(f"{where}: Dask's scheduler is {why}; start it and type the same command again") from None
         return
     with (
         LocalCluster(
@@ -105,10 +105,10 @@ class Study:
         self.waiting = [name for name in wanted if name not in known and name not in self.failed]
         self.running: dict[Future, tuple[str, str]] = {}  # an experiment's name and its worker's address
         self.attempts: Counter[str] = Counter()
-        self.cpu: dict[str, str] = {}  # of workers
+        self.machine: dict[str, tuple[str, str]] = {}  # of workers: CPU, and which machine it is
+        self.died: dict[str, tuple[str, float]] = {}  # where an experiment's worker died, and when
         self.unfit: dict[str, str] = {}  # workers, and why
         self.cpu_of_seed: dict[int, str] = {}
-        self.stage: dict[str, str] = {}  # that an experiment runs
         self.missing, self.start, self.shown = len(self.waiting), time.monotonic(), ""
 
     def run(self) -> tuple[dict[str, Experiment], dict[str, str]]:
@@ -140,18 +140,19 @@ class Study:
         if name in self.wanted:
             with _file(name, "log").open("a") as file:
                 file.write(f"{line}\n")
-            if line.startswith("Running stage '"):
-                self.stage[name] = line.split("'")[1]
 
     def _submit(self) -> None:
         """Start as many experiments as there are idle workers for, and join those that a killed study left running."""
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        if new := [address for address in workers if address not in self.cpu]:
-            asked = self.client.run(worker.cpu, workers=new, on_error="return")
-            self.cpu |= {address: str(cpu) for address, cpu in asked.items()}
+        if new := [address for address in workers if address not in self.machine]:
+            asked = self.client.run(worker.machine, workers=new, on_error="return")
+            self.machine |= {a: found if isinstance(found, tuple) else ("", a) for a, found in asked.items()}
         fit = [address for address in workers if address not in self.unfit]
         if workers and not fit:
             raise UserError(f"no worker can run the study: {'; '.join(sorted(set(self.unfit.values())))}")
+        for future, (name, address) in list(self.running.items()):
+            if address not in workers:
+                self._lose(future, name, address)
         at = {key: address for address, keys in self.client.processing().items() for key in keys}
         at = {future.key: address for future, (_, address) in self.running.items()} | at
         for name in list(self.waiting):
@@ -159,40 +160,58 @@ class Study:
                 self._start(name, at[key], key)
         busy = Counter(at.values())
         for address in fit:
-            ready = [name for name in self.waiting if self._may_run(name, address, {self.cpu[other] for other in fit})]
+            ready = [name for name in self.waiting if self._may_run(name, address, fit)]
             for name in ready[: max(0, workers[address]["nthreads"] - busy[address])]:
                 self._start(name, address, f"{self.key[name]}-{self.attempts[name]}")
 
-    def _may_run(self, name: str, address: str, cpus: set[str]) -> bool:
-        """Whether nothing that an experiment needs is being trained, and the worker's CPU is that of its seed."""
+    def _may_run(self, name: str, address: str, fit: list[str]) -> bool:
+        """Whether a worker may take an experiment.
+
+        Not while another trains something that both need, nor on another type of CPU than its seed's if there is one of
+        that, nor if its worker has just died on another machine, which may come back.
+        """
         unfinished = {*self.waiting, *(other for other, _ in self.running.values())}
-        cpu = self.cpu_of_seed.get(self.wanted[name]["seed"])
-        return not self.after[name] & unfinished and (cpu not in cpus or cpu == self.cpu[address])
+        cpu, machine = self.machine[address]
+        of_seed = self.cpu_of_seed.get(self.wanted[name]["seed"], cpu)
+        elsewhere, since = self.died.get(name, (machine, 0.0))
+        return (
+            not self.after[name] & unfinished
+            and (of_seed == cpu or of_seed not in {self.machine[other][0] for other in fit})
+            and (elsewhere == machine or time.monotonic() > since + RETURN_SECONDS)
+        )
 
     def _start(self, name: str, address: str, key: str) -> None:
         future = self.client.submit(
             worker.run, self.base, name, overrides(self.wanted[name]), name in self.leads,
-            key=key, workers=[address], allow_other_workers=True, pure=False,
+            key=key, workers=[address], pure=False,
         )  # fmt: skip
         fire_and_forget(future)  # goes on without this process, and the next one joins it
         self.waiting.remove(name)
         self.running[future] = name, address
-        self.cpu_of_seed.setdefault(self.wanted[name]["seed"], self.cpu.get(address, ""))
-        for kind in ("log", "failed"):
-            _file(name, kind).unlink(missing_ok=True)
+        if address in self.machine:
+            self.cpu_of_seed.setdefault(self.wanted[name]["seed"], self.machine[address][0])
+        _file(name, "failed").unlink(missing_ok=True)
+        if not self.attempts[name]:
+            _file(name, "log").unlink(missing_ok=True)
+
+    def _lose(self, future: Future, name: str, address: str) -> None:
+        """Take an experiment back from a worker that is gone."""
+        self.died[name] = self.machine[address][1], time.monotonic()
+        self.client.cancel(future, force=True)
+        del self.running[future]
+        self._ended(name, address, Ended("interrupted", f"its worker died, see {_file(name, 'log')}"))
 
     def _end(self, future: Future, name: str, address: str) -> None:
-        """Note how an experiment ended, and whether it has to run again."""
-        error = future.exception() if future.status == "error" else None
-        if isinstance(error, KilledWorker):
-            stage = self.stage.get(name, "no stage")
-            ended = Ended(
-                "failed", f"its workers died, the last one while it ran {stage}; see {_file(name, 'log')}", ""
-            )
-        elif error:
-            ended = Ended("unfit", f"{address}: {one_line(error)}", "")
+        """Note what Dask says of an experiment that is no longer running."""
+        if future.status == "finished":
+            self._ended(name, address, future.result())
+        elif future.status == "error" and not isinstance(future.exception(), KilledWorker):
+            self._ended(name, address, Ended("unfit", f"{address}: {one_line(future.exception())}"))
         else:
-            ended = future.result() if future.status == "finished" else Ended("interrupted", "the scheduler ended", "")
+            self._ended(name, address, Ended("interrupted", f"its worker died, see {_file(name, 'log')}"))
+
+    def _ended(self, name: str, address: str, ended: Ended) -> None:
+        """Note how an experiment ended, and whether it has to run again."""
         self.attempts[name] += ended.how == "interrupted"
         if ended.how == "failed" or self.attempts[name] == ATTEMPTS:
             self.failed[name] = ended.why

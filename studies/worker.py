@@ -11,7 +11,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -49,24 +48,22 @@ class Base:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an experiment ended, and on what CPU.
+    """How an experiment ended.
 
     failed: it will fail again. interrupted: it may not. unfit: it never began, as nothing can run on this machine.
     """
 
     how: Literal["done", "failed", "interrupted", "unfit"]
     why: str
-    cpu: str
 
 
 class Failed(Exception):
     """A command failed; says why."""
 
 
-@cache
-def cpu() -> str:
-    """The CPU's name; bits differ between types."""
-    return cpuinfo.get_cpu_info().get("brand_raw", "unknown")
+def machine() -> tuple[str, str]:
+    """The CPU's name, as bits differ between types, and which machine this is."""
+    return cpuinfo.get_cpu_info().get("brand_raw", "unknown"), f"{socket.gethostname()} {CACHE}"
 
 
 def run(base: Base, name: str, overrides: list[str], leads: bool) -> Ended:
@@ -79,7 +76,7 @@ def run(base: Base, name: str, overrides: list[str], leads: bool) -> Ended:
         how: Literal["failed", "interrupted", "unfit"] = "unfit"
         try:
             if clone.is_done():
-                return Ended("done", "", cpu())
+                return Ended("done", "")
             clone.make()
             how = "failed"
             if leads and not base.cache:
@@ -91,8 +88,8 @@ def run(base: Base, name: str, overrides: list[str], leads: bool) -> Ended:
         except Failed as error:
             if KILLED.search(str(error)):
                 how = "interrupted"
-            return Ended(how, str(error) if how == "failed" else f"{socket.gethostname()}: {error}", cpu())
-    return Ended("done", "", cpu())
+            return Ended(how, str(error) if how == "failed" else f"{socket.gethostname()}: {error}")
+    return Ended("done", "")
 
 
 class _Clone:
