@@ -3,6 +3,7 @@
 Images can be larger than memory: they are written piece by piece, aligned, and mapped where they are.
 """
 
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
+from tqdm import tqdm
 
 from stages.shared.errors import UserError, one_line, shown
 from stages.shared.files import PREPARED, temporary_array, whole_file
@@ -144,14 +146,21 @@ def _mapper(raw: IO[bytes], member: zipfile.ZipInfo) -> Callable[[Any, int], np.
 def write_npz(path: Path, arrays: dict[str, np.ndarray | Pieces]) -> None:
     """Write arrays to an ``.npz`` file, all or nothing, not packed; equal arrays make equal files.
 
-    Each array's elements begin at a multiple of `ALIGNMENT` bytes, by spaces in its header.
+    Each array's elements begin at a multiple of `ALIGNMENT` bytes, by spaces in its header. Raises `UserError` if the
+    disk has no room, before anything is written.
     """
-    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    size = sum(prod(array.shape) * array.dtype.itemsize for array in arrays.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if size > (free := shutil.disk_usage(path.parent).free):
+        raise UserError(f"{path}: takes {size / 1e9:,.1f} GB, expected less than is free there, {free / 1e9:,.1f} GB")
+    progress = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False)
+    with progress, whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, array in arrays.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                 member.write(_header(array.shape, array.dtype, file.tell()))
                 for piece in [array] if isinstance(array, np.ndarray) else array.pieces():
                     member.write(piece.tobytes())
+                    progress.update(piece.nbytes)
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, at: int) -> bytes:

@@ -8,6 +8,7 @@ from typing import Literal
 import keras
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from stages.settings import Settings
 from stages.shared.files import MODELS, temporary_array
@@ -43,7 +44,7 @@ def features(trunk: keras.Model, x: np.ndarray, where: Place) -> tf.Tensor:
         out = np.frombuffer(mmap.mmap(-1, math.prod(shape) * 4), np.float32).reshape(shape)  # aligned
     compute = tf.function(lambda images: trunk(images, training=False))
     size = evaluation_batch(x.shape[1:])
-    for start in range(0, len(x), size):
+    for start in tqdm(range(0, len(x), size), "frozen layers", disable=None, leave=False):
         batch = slice(start, start + size)
         out[batch] = compute(x[batch])
     return tf.experimental.dlpack.from_dlpack(out.__dlpack__())

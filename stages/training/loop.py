@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from stages.settings import Recipe, Settings
 from stages.shared.errors import UserError
+from stages.shared.files import artifact, write_whole
 from stages.shared.halves import Half, Part
 from stages.training import network
 from stages.training.augment import augmented
@@ -88,26 +89,36 @@ def fit(
     if recipe.patience:
         stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
     checkpoint.read(rest, stopping)
+    so_far = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _write_curves(stage, checkpoint))  # to be watched
     rest.fit(
         batches(train.x, train.y, recipe.batch_size, shuffle=True, memory=params.image_memory),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),
         validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
-        callbacks=[keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint],
+        callbacks=[keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint, so_far],
         class_weight=_balanced(train.y) if recipe.class_weight else None,
     )
-    history = pd.DataFrame(checkpoint.curves, columns=list(CURVES))
+    history = _history(checkpoint)
     if not np.isfinite(history["loss"]).all():
         checkpoint.remove()
         raise UserError(
             f"{stage}: the loss became {history['loss'].iloc[-1]} in epoch {len(history)} of {recipe.epochs}: expected "
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
-    history = history.set_index(history.index + 1).rename_axis("epoch").reset_index()
     if stopping:
         history.insert(1, "kept", (history.index == stopping.best_epoch).astype(int))
     return history, checkpoint.seconds, checkpoint
+
+
+def _history(checkpoint: Checkpoint) -> pd.DataFrame:
+    curves = pd.DataFrame(checkpoint.curves, columns=list(CURVES))
+    return curves.set_index(curves.index + 1).rename_axis("epoch").reset_index()
+
+
+def _write_curves(stage: str, checkpoint: Checkpoint) -> None:
+    """Write the epochs so far for `dvc plots show`."""
+    write_whole(artifact("history", stage), _history(checkpoint).to_csv(index=False).encode())
 
 
 def _balanced(y: np.ndarray) -> dict[int, float]:

@@ -11,7 +11,9 @@ from stages.shared.errors import UserError
 from studies import analysis, page, plan, runner
 from studies.plan import Plan, Question
 
-PLANS = {name: yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("digits", "backbones", "cifar10")}
+PLANS = {
+    name: yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("digits", "backbones", "cifar10")
+}
 DIGITS = PLANS["digits"]
 STUDY = Plan.model_validate(DIGITS)
 OUTPUT, LAST_TWO = STUDY.choices[0].among

@@ -14,7 +14,7 @@ import tensorflow as tf
 from stages import finetune, prepare, pretrain
 from stages.settings import Recipe
 from stages.shared.errors import UserError
-from stages.shared.files import MODELS, read_sealed
+from stages.shared.files import MODELS, artifact, read_sealed
 from stages.shared.halves import Part, read_half
 from stages.shared.npz import read_npz
 from stages.training import augment, batches, gradcam, loop, model_files, network, record
@@ -85,6 +85,7 @@ def test_computing_the_trunk_once_changes_nothing(
         assert model.layers[1].dtype_policy.name == precision
         curves.append(loop.fit(model, half, settings.finetune_fc, "finetune_fc", settings)[0])
         learned.append(model.get_weights())
+    pd.testing.assert_frame_equal(pd.read_csv(artifact("history", "finetune_fc")), curves[-1])  # as it was watched
     assert computed == ([] if "every" in said else [len(half.train.y), len(half.test.y)])
     assert capsys.readouterr().out.count(said) == 1
     assert np.allclose(*curves, atol=5e-4)
