@@ -37,7 +37,7 @@ def is_ignored(path: Path) -> bool:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which gets its name once it is whole; raises `UserError` if that fails.
+    """A large file to write, which gets its name once it is whole; raises `UserError` if that fails.
 
     Until then it has none if the system can do that (Linux), so that nothing stays behind however the process ends.
     """
@@ -65,9 +65,17 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file all or nothing, see `whole_file`."""
-    with whole_file(path) as file:
-        file.write(content)
+    """Write a small file so that no part of it is ever seen under its name; raises `UserError` if that fails."""
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: not a regular file, cannot be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def temporary_array(shape: tuple[int, ...], dtype: type, folder: Path) -> np.ndarray:

@@ -20,15 +20,17 @@ Place = Literal["memory", "disk"]
 
 def place(trunk: keras.Model, images: int, params: Settings) -> tuple[Place | None, str]:
     """Where to keep the trunk's output for so many images, None if nowhere, and a line that says so and why."""
+    of_memory, of_disk = params.feature_memory, params.feature_disk
     size = images * math.prod(trunk.output_shape[1:]) * np.dtype(np.float32).itemsize
+    MODELS.mkdir(exist_ok=True)
     free = shutil.disk_usage(MODELS).free
     said = f"what frozen layers make of {images:,} images, {_gb(size)}, is computed"
-    if size <= min(params.feature_memory, memory() // 2):
+    if size <= min(of_memory, memory() // 2):
         return "memory", f"{said} once and kept in memory"
-    because = f"more than feature_memory, {_gb(params.feature_memory)}, or half of the memory, {_gb(memory())}"
-    if size <= min(params.feature_disk, free):
+    because = f"more than feature_memory, {_gb(of_memory)}, or half of the memory, {_gb(memory())}"
+    if size <= min(of_disk, free):
         return "disk", f"{said} once and kept in a temporary file in {MODELS}/: {because}"
-    because += f"; and than feature_disk, {_gb(params.feature_disk)}, or what is free, {_gb(free)}"
+    because += f"; and than feature_disk, {_gb(of_disk)}, or what is free, {_gb(free)}"
     return None, f"{said} again in every epoch, which takes many times as long: {because}"
 
 

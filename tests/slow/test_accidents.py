@@ -26,7 +26,12 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 COMMANDS = {name: stage["cmd"].removeprefix("exec python -m ").split() for name, stage in STAGES.items()}
 DIE = """
 import os, pathlib, signal
-write = pathlib.Path.write_bytes
+write, link = pathlib.Path.write_bytes, os.link
+def die_before_it_has_a_name(source, target, **options):
+    if target.name == f".{os.environ.get('DIE_WRITING')}.unfinished":
+        os.kill(os.getpid(), signal.SIGKILL)
+    link(source, target, **options)
+os.link = die_before_it_has_a_name
 def die_in_the_middle(path, content):
     if path.name == f".{os.environ.get('DIE_WRITING')}.unfinished":
         write(path, bytes(content)[: len(content) // 2])
@@ -114,6 +119,7 @@ def test_kills_in_the_middle_of_a_write_and_ctrl_c(repo, reference):
             os.killpg(process.pid, signal.SIGINT)
         assert process.wait() != 0
         assert repo.bytes_of(f"data/prepared/{name}", f"models/{name}", f"reports/{name}") == {}
+        assert not list(repo.path.glob("data/prepared/.*.unfinished"))
         ran.append(stages_run(log.read_text()))
         counted["kills survived"] += 1
     assert ran == [

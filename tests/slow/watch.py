@@ -20,13 +20,15 @@ def watch_files(event: str, arguments: tuple) -> None:
     """An audit hook: `open` of any kind in this process, C extensions that go through Python's open included."""
     if event == "open" and isinstance(arguments[0], str | bytes):
         path = Path(os.fsdecode(arguments[0])).resolve()
-        if path.is_relative_to(here) and "__pycache__" not in path.parts:
+        if path.is_relative_to(here) and "__pycache__" not in path.parts and not path.is_dir():  # a file without a name
             if arguments[2] & (os.O_WRONLY | os.O_RDWR):
                 opened["written"].add(path.relative_to(here).as_posix())
             elif path.is_file():
                 opened["read"].add(path.relative_to(here).as_posix())
     elif event == "os.remove":
         opened["written"].discard(os.path.relpath(os.fsdecode(arguments[0]), here))
+    elif event == "os.link":
+        opened["written"].add(os.path.relpath(os.fsdecode(arguments[1]), here))
     elif event == "os.rename":  # written under another name first
         source, target = (Path(os.fsdecode(name)).resolve() for name in arguments[:2])
         if target.is_relative_to(here):
