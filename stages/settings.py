@@ -130,7 +130,7 @@ class Settings(Section):
         "float32", description="mixed ones with model.rescale or a backbone"
     )
     image_memory: int = Field(
-        8_000_000_000, ge=2**24, description="bytes of images that are shuffled at will; of more, in two steps"
+        8_000_000_000, ge=2**24, description="bytes of images or features shuffled at will; of more, in two steps"
     )
     feature_memory: int = Field(
         4_000_000_000, ge=0, description="bytes for what frozen layers compute once; a temporary file beyond"

@@ -24,12 +24,12 @@ def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, shuffle: bool, 
     """The batches that ``fit(x, y, batch_size=size, shuffle=shuffle)`` makes, in the same order, without autotuning.
 
     With autotuning Keras now and then waits after an epoch, for as long as the epoch took: the autotuning thread may
-    miss that it is to stop, and sleeps on (TensorFlow 2.21; docs/speed.md). Images of more bytes than `memory` are
+    miss that it is to stop, and sleeps on (TensorFlow 2.21; docs/speed.md). What takes more bytes than `memory` is
     shuffled in two steps, so that a disk is read in large pieces: blocks of `BLOCK` bytes, then the images within as
     many blocks as fit into half of `memory`.
     """
     images, labels = in_place(x) if isinstance(x, np.ndarray) else x, tf.convert_to_tensor(y)
-    of_image = math.prod(x.shape[1:]) * x.dtype.itemsize if isinstance(x, np.ndarray) else 0
+    of_image = math.prod(x.shape[1:]) * images.dtype.size
     in_block = max(1, BLOCK // of_image) if of_image * len(y) > memory else len(y)
     blocks = math.ceil(len(y) / in_block)
 

@@ -60,7 +60,7 @@ def fit(
     row of the epoch whose weights the model has at the end, else 0. What frozen, deterministic layers make of an image
     is computed once, see `features`. Raises `UserError` if the loss is not a number.
     """
-    train, curves = half.train, getattr(half, half.curves_part)
+    train, curves, at_will = half.train, getattr(half, half.curves_part), params.image_memory
     trunk, rest = network.split_frozen(model)
     where: Place | None = None
     if trunk is not None and recipe.augment:
@@ -91,7 +91,7 @@ def fit(
     checkpoint.read(rest, stopping)
     so_far = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _write_curves(stage, checkpoint))  # to be watched
     rest.fit(
-        batches(train.x, train.y, recipe.batch_size, shuffle=True, memory=params.image_memory),
+        batches(train.x, train.y, recipe.batch_size, shuffle=True, memory=2**63 if where == "memory" else at_will),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),
