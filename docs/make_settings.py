@@ -60,7 +60,8 @@ frozen, batch normalisation included, works as in prediction and is computed onc
 ## What is computed again
 
 A stage runs again if a setting, a file of code or a data file that it uses changes. The stages after it run only if its
-outputs came out different, byte for byte: a change that makes no difference stops there.
+outputs came out different, byte for byte: a change that makes no difference stops there. While a stage trains,
+`dvc plots show` in a second terminal draws the epochs so far.
 
 For settings, see the last columns above; `report` reads them all. For code, by what `dvc.yaml` names:
 
