@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,7 +163,7 @@ class Study:
         for address in fit:
             ready = [name for name in self.waiting if self._may_run(name, address, fit)]
             for name in ready[: max(0, workers[address]["nthreads"] - busy[address])]:
-                self._start(name, address, f"{self.key[name]}-{self.attempts[name]}")
+                self._start(name, address, f"{self.key[name]}-{uuid.uuid4()}")  # an old key may wait for a dead worker
 
     def _may_run(self, name: str, address: str, fit: list[str]) -> bool:
         """Whether a worker may take an experiment.
