@@ -6,7 +6,7 @@ Three machines on loopback, each with a home, caches and a Dask worker of its ow
 reach Git's and DVC's remotes over SSH (needs `sshd`; Debian: openssh-server). One joins late. At random moments a
 worker, a whole machine, the coordinator or the scheduler is killed with -9 and started again, in rounds with other
 settings, until there were enough kills. Then the same study runs on one machine, undisturbed. Exit code 1 if an
-experiment is missing, a training was done twice, or the pages differ.
+experiment is missing, a pretraining was done twice, or the pages differ.
 
     python benchmarks/cluster.py --simulate
 

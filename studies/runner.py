@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -159,25 +160,25 @@ class Study:
         for name in list(self.waiting):
             for key in [key for key in at if key.startswith(self.key[name])]:
                 self._start(name, at[key], key)
-        busy = Counter(at.values())
+        busy, cpus = Counter(at.values()), {self.machine[address][0] for address in fit}
         for address in fit:
-            ready = [name for name in self.waiting if self._may_run(name, address, fit)]
-            for name in ready[: max(0, workers[address]["nthreads"] - busy[address])]:
+            unfinished = {*self.waiting, *(name for name, _ in self.running.values())}
+            ready = (name for name in self.waiting if self._may_run(name, address, unfinished, cpus))
+            for name in list(islice(ready, max(0, workers[address]["nthreads"] - busy[address]))):
                 self._start(name, address, f"{self.key[name]}-{uuid.uuid4()}")  # an old key may wait for a dead worker
 
-    def _may_run(self, name: str, address: str, fit: list[str]) -> bool:
-        """Whether a worker may take an experiment.
+    def _may_run(self, name: str, address: str, unfinished: set[str], cpus: set[str]) -> bool:
+        """Whether a worker may take an experiment; `cpus`: those of all workers.
 
         Not while another trains something that both need, nor on another type of CPU than its seed's if there is one of
         that, nor if its worker has just died on another machine, which may come back.
         """
-        unfinished = {*self.waiting, *(other for other, _ in self.running.values())}
         cpu, machine = self.machine[address]
         of_seed = self.cpu_of_seed.get(self.wanted[name]["seed"], cpu)
         elsewhere, since = self.died.get(name, (machine, 0.0))
         return (
             not self.after[name] & unfinished
-            and (of_seed == cpu or of_seed not in {self.machine[other][0] for other in fit})
+            and (of_seed == cpu or of_seed not in cpus)
             and (elsewhere == machine or time.monotonic() > since + RETURN_SECONDS)
         )
 
@@ -200,7 +201,7 @@ class Study:
         self.died[name] = self.machine[address][1], time.monotonic()
         self.client.cancel(future, force=True)
         del self.running[future]
-        self._ended(name, address, Ended("interrupted", f"its worker died, see {_file(name, 'log')}"))
+        self._end(future, name, address)
 
     def _end(self, future: Future, name: str, address: str) -> None:
         """Note what Dask says of an experiment that is no longer running."""

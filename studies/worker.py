@@ -109,7 +109,7 @@ class _Clone:
 
     def make(self) -> None:
         """Clone the commit, and see that its remotes can be reached before hours are spent."""
-        self._call("git", "clone", "--quiet", "--no-checkout", self.base.git, str(self.path), folder=self.path.parent)
+        self._call("git", "clone", "--quiet", "--no-checkout", self.base.git, str(self.path))
         self._call("git", "checkout", "--quiet", "--detach", self.base.commit)
         config = f'[cache]\n    dir = "{self.base.cache or CACHE}"\n    type = "reflink,hardlink,copy"\n'
         (self.path / ".dvc/config.local").write_text(config)
@@ -119,7 +119,7 @@ class _Clone:
     def is_done(self) -> bool:
         """Whether the experiment has been run meanwhile."""
         with suppress(Failed):
-            self._call("git", "ls-remote", "--exit-code", self.base.git, self.base.ref(self.name), folder=Path.cwd())
+            self._call("git", "ls-remote", "--exit-code", self.base.git, self.base.ref(self.name))
             return True
         return False
 
@@ -136,10 +136,11 @@ class _Clone:
         """Run a ``dvc`` command."""
         self._call(*DVC, *arguments)
 
-    def _call(self, *command: str, folder: Path | None = None) -> None:
+    def _call(self, *command: str) -> None:
         """Run a command, passing on what it prints; raises `Failed` if it fails."""
+        folder = self.path if self.path.exists() else self.path.parent
         process = subprocess.Popen(
-            command, cwd=folder or self.path, env=self.environment, text=True, errors="replace",
+            command, cwd=folder, env=self.environment, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert process.stdout

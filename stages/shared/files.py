@@ -41,10 +41,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     Until then it has none if the system can do that (Linux), so that nothing stays behind however the process ends.
     """
-    if not path.name or (path.exists() and not path.is_file()):
-        raise UserError(f"{path}: not a regular file, cannot be written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = _unfinished(path)
     try:
         try:
             file = os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
@@ -53,7 +50,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with file:
             yield file
             file.flush()
-            if not unfinished.exists() or os.fstat(file.fileno()).st_nlink == 0:
+            if os.fstat(file.fileno()).st_nlink == 0:
                 unfinished.unlink(missing_ok=True)
                 # With src_dir_fd Python follows the link in /proc, see linkat(2); the path is absolute.
                 os.link(f"/proc/self/fd/{file.fileno()}", unfinished, src_dir_fd=0)
@@ -66,16 +63,29 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a small file so that no part of it is ever seen under its name; raises `UserError` if that fails."""
-    if not path.name or (path.exists() and not path.is_file()):
-        raise UserError(f"{path}: not a regular file, cannot be written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = _unfinished(path)
     try:
         unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _unfinished(path: Path) -> Path:
+    """The name that a file has while it is written; raises `UserError` if it cannot be written."""
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: not a regular file, cannot be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def refuse_without_room(path: Path, size: int) -> None:
+    """Raise `UserError` if the disk of a file or folder has no room for so many bytes; its folder is made."""
+    folder = path if path.is_dir() else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if size > (free := shutil.disk_usage(folder).free):
+        raise UserError(f"{path}: takes {size / 1e9:,.1f} GB, expected less than is free there, {free / 1e9:,.1f} GB")
 
 
 def temporary_array(shape: tuple[int, ...], dtype: type, folder: Path) -> np.ndarray:
@@ -85,8 +95,7 @@ def temporary_array(shape: tuple[int, ...], dtype: type, folder: Path) -> np.nda
     """
     size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
     folder.mkdir(parents=True, exist_ok=True)
-    if size > (free := shutil.disk_usage(folder).free):
-        raise UserError(f"{folder}: {size / 1e9:,.1f} GB wanted for a temporary file, {free / 1e9:,.1f} GB are free")
+    refuse_without_room(folder, size)
     with tempfile.TemporaryFile(dir=folder) as file:
         # Room is taken at once if the system can: a disk that fills up later would kill the process.
         if hasattr(os, "posix_fallocate"):

@@ -3,7 +3,6 @@
 Images can be larger than memory: they are written piece by piece, aligned, and mapped where they are.
 """
 
-import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from numpy.lib import format as npy
 from tqdm import tqdm
 
 from stages.shared.errors import UserError, one_line, shown
-from stages.shared.files import PREPARED, temporary_array, whole_file
+from stages.shared.files import PREPARED, refuse_without_room, temporary_array, whole_file
 from stages.shared.process import memory
 
 LARGEST_RATIO = 200  # of compression; images never pack that well
@@ -150,9 +149,7 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray | Pieces]) -> None:
     disk has no room, before anything is written.
     """
     size = sum(prod(array.shape) * array.dtype.itemsize for array in arrays.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if size > (free := shutil.disk_usage(path.parent).free):
-        raise UserError(f"{path}: takes {size / 1e9:,.1f} GB, expected less than is free there, {free / 1e9:,.1f} GB")
+    refuse_without_room(path, size)
     progress = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False)
     with progress, whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, array in arrays.items():
