@@ -158,8 +158,8 @@ class Study:
         at = {key: address for address, keys in self.client.processing().items() for key in keys}
         at = {future.key: address for future, (_, address) in self.running.items()} | at
         for name in list(self.waiting):
-            for key in [key for key in at if key.startswith(self.key[name])]:
-                self._start(name, at[key], key)
+            if left := [key for key in at if key.startswith(self.key[name])]:
+                self._start(name, at[left[0]], left[0])
         busy, cpus = Counter(at.values()), {self.machine[address][0] for address in fit}
         for address in fit:
             unfinished = {*self.waiting, *(name for name, _ in self.running.values())}
@@ -198,7 +198,8 @@ class Study:
 
     def _lose(self, future: Future, name: str, address: str) -> None:
         """Take an experiment back from a worker that is gone."""
-        self.died[name] = self.machine[address][1], time.monotonic()
+        if address in self.machine:
+            self.died[name] = self.machine[address][1], time.monotonic()
         self.client.cancel(future, force=True)
         del self.running[future]
         self._end(future, name, address)
