@@ -14,6 +14,9 @@ from pathlib import Path
 
 def set_up() -> None:
     """Tie the process to the `dvc` that started it; exit with one line if packages or temporary space are missing."""
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        # PR_SET_PDEATHSIG: a stage that outlives a killed `dvc` would write among the outputs of the next run.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     packages = "PIL cpuinfo jinja2 markdown_it matplotlib pandas pooch pydantic scipy tensorflow tqdm yaml"
     missing = [name for name in packages.split() if not find_spec(name)]
     if missing:
@@ -21,9 +24,6 @@ def set_up() -> None:
             f"error: {sys.executable or 'this python'} lacks {', '.join(missing)}: run `make setup` once, then "
             "`source .venv/bin/activate`, and type it again"
         )
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        # PR_SET_PDEATHSIG: a stage that outlives a killed `dvc` would write among the outputs of the next run.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     from stages.shared import inputs  # needs packages
 
     inputs.note()

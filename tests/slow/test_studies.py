@@ -67,7 +67,7 @@ def test_killed_it_goes_on_and_writes_the_same_page_while_the_user_edits(repo):
         time.sleep(0.1)
     started.kill()
     started.wait()
-    for _ in range(50):  # what it started ends by itself
+    for _ in range(300):  # what it started ends by itself
         if not (left := below(repo.path)):
             break
         time.sleep(0.1)
