@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -20,33 +21,53 @@ def in_place(x: np.ndarray) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(x.__dlpack__()) if shared else tf.convert_to_tensor(x)
 
 
-def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, shuffle: bool, memory: int = 2**63) -> tf.data.Dataset:
-    """The batches that ``fit(x, y, batch_size=size, shuffle=shuffle)`` makes, in the same order, without autotuning.
+class Order(keras.callbacks.Callback):
+    """The order in which a training takes its images: a new one in every epoch, which seed and epoch alone decide.
+
+    Images that take more bytes than `memory` are shuffled in two steps, so that a disk is read in large pieces: blocks
+    of `BLOCK` bytes, then the images within as many blocks as fit into half of `memory`.
+    """
+
+    def __init__(self, x: np.ndarray | tf.Tensor, seed: int, memory: int = 2**63):
+        super().__init__()
+        self.count, self.seed, self.epoch = len(x), seed, 0
+        of_image = math.prod(x.shape[1:]) * np.dtype(x.dtype.name).itemsize
+        self.in_block = max(1, BLOCK // of_image) if of_image * self.count > memory else 0
+        self.in_window = self.in_block * max(1, memory // 2 // BLOCK)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Note which epoch's order comes next, counted from 0."""
+        self.epoch = epoch
+
+    def rows(self) -> np.ndarray:
+        """The epoch's order, int64 (count,); NumPy draws the same one on every machine."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        if not self.in_block:
+            return random.permutation(self.count)
+        blocks = random.permutation(math.ceil(self.count / self.in_block))
+        rows = (blocks[:, None] * self.in_block + np.arange(self.in_block)).ravel()
+        rows = rows[rows < self.count]
+        for start in range(0, self.count, self.in_window):
+            random.shuffle(rows[start : start + self.in_window])
+        return rows
+
+
+def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, order: Order | None = None) -> tf.data.Dataset:
+    """Batches of images and labels in an order, by default as they are, without autotuning.
 
     With autotuning Keras now and then waits after an epoch, for as long as the epoch took: the autotuning thread may
-    miss that it is to stop, and sleeps on (TensorFlow 2.21; docs/speed.md). What takes more bytes than `memory` is
-    shuffled in two steps, so that a disk is read in large pieces: blocks of `BLOCK` bytes, then the images within as
-    many blocks as fit into half of `memory`.
+    miss that it is to stop, and sleeps on (TensorFlow 2.21; docs/speed.md).
     """
     images, labels = in_place(x) if isinstance(x, np.ndarray) else x, tf.convert_to_tensor(y)
-    of_image = math.prod(x.shape[1:]) * images.dtype.size
-    in_block = max(1, BLOCK // of_image) if of_image * len(y) > memory else len(y)
-    blocks = math.ceil(len(y) / in_block)
 
-    def order(_: tf.Tensor) -> tf.Tensor:
-        rows = tf.range(blocks if shuffle and blocks > 1 else len(y))
-        return tf.random.shuffle(rows) if shuffle else rows
-
-    def within(chosen: tf.Tensor) -> tf.Tensor:
-        rows = tf.reshape(chosen[:, None] * in_block + tf.range(in_block), [-1])
-        return tf.random.shuffle(rows[rows < len(y)])
+    def rows(_: tf.Tensor) -> tf.Tensor:
+        found = tf.numpy_function(order.rows, [], tf.int64) if order else tf.range(len(y), dtype=tf.int64)
+        return tf.ensure_shape(found, [len(y)])
 
     def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, rows), tf.gather(labels, rows)
 
-    dataset = tf.data.Dataset.range(1).map(order).unbatch()
-    if shuffle and blocks > 1:
-        dataset = dataset.batch(max(1, memory // 2 // BLOCK)).map(within).unbatch()
+    dataset = tf.data.Dataset.range(1).map(rows).unbatch()
     dataset = dataset.batch(size).apply(tf.data.experimental.assert_cardinality(math.ceil(len(y) / size)))
     dataset = dataset.map(gather, num_parallel_calls=2).prefetch(2)
     options = tf.data.Options()

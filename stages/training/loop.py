@@ -15,7 +15,7 @@ from stages.shared.files import artifact, write_whole
 from stages.shared.halves import Half, Part
 from stages.training import network
 from stages.training.augment import augmented
-from stages.training.batches import batches, evaluation_batch
+from stages.training.batches import Order, batches, evaluation_batch
 from stages.training.checkpoint import CURVES, Checkpoint
 from stages.training.features import Place, features, place
 
@@ -90,13 +90,14 @@ def fit(
         stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
     checkpoint.read(rest, stopping)
     so_far = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: _write_curves(stage, checkpoint))  # to be watched
+    order = Order(train.x, params.seed, 2**63 if where == "memory" else at_will)
     rest.fit(
-        batches(train.x, train.y, recipe.batch_size, shuffle=True, memory=2**63 if where == "memory" else at_will),
+        batches(train.x, train.y, recipe.batch_size, order),
         shuffle=False,  # it is, there
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),
-        validation_data=batches(curves.x, curves.y, curves_batch, shuffle=False),
-        callbacks=[keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint, so_far],
+        validation_data=batches(curves.x, curves.y, curves_batch),
+        callbacks=[order, keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint, so_far],
         class_weight=_balanced(train.y) if recipe.class_weight else None,
     )
     history = _history(checkpoint)

@@ -148,7 +148,7 @@ def test_balanced_classes_count_the_same_in_the_training_loss(params, halves):
 
 @pytest.mark.parametrize(("patience", "stops"), [(2, True), (50, False)])
 def test_the_best_epoch_is_kept_whether_or_not_training_stops_before_its_end(params, tiny, patience, stops):
-    recipe = {"pretrain.patience": patience, "pretrain.epochs": 12, "pretrain.learning_rate": 0.1}
+    recipe = {"pretrain.patience": patience, "pretrain.epochs": 12, "pretrain.learning_rate": 0.2}
     settings = params(**recipe, **{"data.validation_fraction": 0.25})
     prepare.main()
     half = read_half("source")
@@ -319,17 +319,25 @@ def test_threads_are_as_set_or_one_per_core(tiny, monkeypatch):
 def test_images_beyond_memory_are_shuffled_in_blocks_and_each_comes_once_an_epoch(monkeypatch):
     monkeypatch.setattr(batches, "BLOCK", 4 * 12)  # 4 images of 12 bytes
     x = np.arange(103, dtype=np.uint8)[:, None, None, None].repeat(12, axis=3)
+    order = batches.Order(x, seed=3, memory=2 * 5 * 4 * 12)  # 5 blocks at once
+    made = batches.batches(x, np.arange(103), 10, order)
     orders = []
-    for _ in range(2):
-        keras.utils.set_random_seed(3)
-        made = batches.batches(x, np.arange(103), 10, shuffle=True, memory=2 * 5 * 4 * 12)  # 5 blocks at once
-        for _ in range(2):
-            parts = list(made.as_numpy_iterator())
-            assert [len(labels) for _, labels in parts] == [10] * 10 + [3]
-            assert all((images[:, 0, 0, 0] == labels).all() for images, labels in parts)
-            orders.append([int(label) for _, labels in parts for label in labels])
-    assert orders[:2] == orders[2:]  # with one seed
-    for order in orders:
-        assert sorted(order) == list(range(103))
-        assert len({row // 4 for row in order[:20]}) <= 6  # of 26 blocks; the last one is smaller
-        assert order[:20] != sorted(order[:20])
+    for epoch in (0, 1, 0):
+        order.on_epoch_begin(epoch)
+        parts = list(made.as_numpy_iterator())
+        assert [len(labels) for _, labels in parts] == [10] * 10 + [3]
+        assert all((images[:, 0, 0, 0] == labels).all() for images, labels in parts)
+        orders.append([int(label) for _, labels in parts for label in labels])
+    assert orders[0] == orders[2] != orders[1]
+    for rows in orders:
+        assert sorted(rows) == list(range(103))
+        assert len({row // 4 for row in rows[:20]}) <= 6  # of 26 blocks; the last one is smaller
+        assert rows[:20] != sorted(rows[:20])
+
+
+def test_every_epoch_has_an_order_of_its_own_and_it_is_the_same_on_every_machine():
+    order, drawn = batches.Order(np.zeros((8, 1)), seed=1), []
+    for epoch in range(3):
+        order.on_epoch_begin(epoch)
+        drawn.append(order.rows().tolist())
+    assert drawn == [[5, 0, 1, 4, 2, 6, 3, 7], [6, 1, 4, 0, 3, 2, 5, 7], [6, 0, 7, 5, 1, 4, 3, 2]]
