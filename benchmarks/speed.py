@@ -1,39 +1,49 @@
-"""Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 3 --seeds 5``.
+"""Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 10``.
 
-Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``); `dvc repro` in a
-fresh clone with an empty cache; there `finetune_fc` with another learning rate, `dvc repro` with nothing to do, and
-again after a change of ``report.py``; and in a fresh clone the fast recipe, in the first round all of ``docs/recipes``.
-Rounds have the seeds 1, 2, ...; up to `--seeds`, further ones of the fast recipe alone follow. Prints after every round
-ratios to the notebook's code of the same round and peak memory, and draws ``docs/speed.png``, accuracy against seconds
-of training.
+Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``, no seed); `dvc repro`
+in a fresh clone with an empty cache; there `finetune_fc` with another learning rate, `dvc repro` with nothing to do,
+and after a change of ``report.py``; in a fresh clone each of ``docs/recipes``. The rounds' seeds are 1, 2, ....
+
+``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
+delete the file to start anew. Prints ratios to the notebook's code of the same round, peak memory, and accuracies;
+draws ``docs/speed.png``, accuracy against seconds of training; and writes the accuracies of the notebook's code to
+``stages/reporting/notebook_runs.csv``, which the report shows. See ``same_experiment.py`` for a comparison.
 """
 
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
+import cpuinfo
 import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "benchmarks/speed.json"
+NOTEBOOK_RUNS = ROOT / "stages/reporting/notebook_runs.csv"
 RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
-FAST = ROOT / "docs/recipes/fast.txt"
 NOTEBOOK, DEFAULT = "notebook's code", "default recipe"
 DVC = [sys.executable, "-m", "dvc"]
 
 
+@dataclass
 class Round:
     """What one seed's runs took and gave: seconds and peak memory (GB) by what was run, metrics by recipe."""
 
-    def __init__(self, seed: int, data: Path, where: Path):
-        self.seed, self.data, self.where = seed, data, where
-        self.seconds, self.memory, self.metrics = {}, {}, {}
+    seed: int
+    provenance: dict[str, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict] = field(default_factory=dict)
 
     def run(self, name: str, command: list[str], folder: Path) -> str:
         """Run a command, note its seconds and its largest process's memory, and return the last line it printed."""
@@ -48,21 +58,21 @@ class Round:
         print(f"seed {self.seed}: {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
         return output.strip().splitlines()[-1]
 
-    def recipe(self, name: str, command: list[str]) -> Path:
-        """Run everything in a fresh clone of what is committed, with this round's data and seed; returns the clone."""
-        folder = self.where / name
+    def recipe(self, name: str, command: list[str], data: Path, where: Path) -> Path:
+        """Run everything in a fresh clone of what is committed, with this round's seed; returns the clone."""
+        folder = where / name
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
         params = yaml.safe_load((folder / "params.yaml").read_text())
-        params["seed"], params["data"]["path"] = self.seed, str(self.data)
+        params["seed"], params["data"]["path"] = self.seed, str(data)
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         self.run(f"{name}, end to end", [*DVC, *command], folder)
         self.metrics[name] = json.loads((folder / "reports/metrics.json").read_text())
         return folder
 
-    def notebook_and_default(self) -> None:
-        command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(self.data), "--seed", str(self.seed)]
-        self.metrics[NOTEBOOK] = json.loads(self.run(NOTEBOOK, command, self.where))
-        folder = self.recipe(DEFAULT, ["repro"])
+    def everything(self, data: Path, where: Path) -> None:
+        command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data)]
+        self.metrics[NOTEBOOK] = json.loads(self.run(NOTEBOOK, command, where))
+        folder = self.recipe(DEFAULT, ["repro"], data, where)
         for stage, result in self.metrics[NOTEBOOK].items():
             self.seconds[f"{stage}, training"] = self.metrics[DEFAULT][stage]["train_seconds"]
             self.seconds[f"{NOTEBOOK}: {stage}, training"] = result["train_seconds"]
@@ -72,6 +82,22 @@ class Round:
         report = folder / "stages/report.py"
         report.write_text(report.read_text() + "# changed\n")
         self.run("report.py changed", [*DVC, "repro"], folder)
+        for recipe in RECIPES:
+            self.recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()], data, where)
+
+
+def provenance() -> dict[str, str]:
+    """What the numbers depend on."""
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
+    return {
+        "commit": commit.strip(),
+        "machine": f"{os.cpu_count()} cores, {cpuinfo.get_cpu_info()['brand_raw']}",
+        "software": f"Python {platform.python_version()}, TensorFlow {version('tensorflow')}, Keras {version('keras')}",
+    }
+
+
+def kept_rounds() -> list[Round]:
+    return [Round(**one) for one in json.loads(KEPT.read_text())] if KEPT.exists() else []
 
 
 def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -94,6 +120,7 @@ def results_table(rounds: list[Round]) -> pd.DataFrame:
     """One row for each round, recipe and model: its test accuracy, and the seconds of all training it takes."""
     return pd.DataFrame(
         {
+            "seed": one.seed,
             "recipe": recipe,
             "model": stage,
             "test accuracy": result["test_accuracy"],
@@ -118,13 +145,13 @@ def draw(results: pd.DataFrame, path: Path) -> None:
         ax.set(title=model, xlabel="seconds of training, pretraining included", xlim=(0, None))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(RECIPES) + 2)
     figure.savefig(path, dpi=110)
 
 
 def tables(rounds: list[Round]) -> str:
     accuracies = results_table(rounds).groupby(["recipe", "model"], sort=False)["test accuracy"]
-    return f"""Seeds: {len(rounds)}, cores: {os.cpu_count()}
+    return f"""Rounds: {len(rounds)}; {described(rounds)}
 
 {ratios(pd.DataFrame([one.seconds for one in rounds])).to_markdown(disable_numparse=True)}
 
@@ -132,29 +159,41 @@ Peak memory of the largest process, GB
 
 {pd.DataFrame([one.memory for one in rounds]).max().round(2).rename("GB").to_markdown()}
 
-Test accuracies, mean and standard deviation over the seeds
+Test accuracies, mean and standard deviation over the rounds
 
-{accuracies.agg(["count", "mean", "std", "min"]).round(4).reset_index().to_markdown(index=False)}
+{accuracies.agg(["count", "mean", "std", "min", "max"]).round(4).reset_index().to_markdown(index=False)}
 """
+
+
+def described(rounds: list[Round]) -> str:
+    """Commits, machines and software of the rounds."""
+    return "; ".join(", ".join(sorted({one.provenance[key] for one in rounds})) for key in rounds[0].provenance)
+
+
+def write_notebook_runs(rounds: list[Round]) -> None:
+    results = results_table(rounds).query("recipe == @NOTEBOOK")
+    runs = results.pivot_table(index="seed", columns="model", values="test accuracy")
+    said = "# Test accuracies of runs of benchmarks/notebook.py without a seed, by benchmarks/speed.py on CIFAR-10\n"
+    said += "# (98 of 60,000 images from a JPEG copy); commit, machine, software:\n# " + described(rounds) + "\n"
+    NOTEBOOK_RUNS.write_text(said + runs[["pretrain", "finetune_output", "finetune_fc"]].to_csv(index=False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--rounds", type=int, default=3, help="of everything")
-    parser.add_argument("--seeds", type=int, default=5, help="of the fast recipe")
+    parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     os.environ |= {"GIT_COMMITTER_NAME": "benchmark", "GIT_COMMITTER_EMAIL": "benchmark@localhost"}  # for experiments
-    rounds = []
-    for seed in range(1, max(options.rounds, options.seeds) + 1):
+    rounds = kept_rounds()
+    while len(rounds) < options.rounds:
         with tempfile.TemporaryDirectory() as folder:
-            rounds.append(Round(seed, options.data.resolve(), Path(folder)))
-            if seed <= options.rounds:
-                rounds[-1].notebook_and_default()
-            for recipe in RECIPES if seed == 1 else [FAST]:
-                rounds[-1].recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()])
-        print(tables(rounds), flush=True)
-        draw(results_table(rounds), ROOT / "docs/speed.png")
+            one = Round(len(rounds) + 1, provenance())
+            one.everything(options.data.resolve(), Path(folder))
+        rounds.append(one)
+        KEPT.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
+    print(tables(rounds))
+    draw(results_table(rounds), ROOT / "docs/speed.png")
+    write_notebook_runs(rounds)
 
 
 if __name__ == "__main__":

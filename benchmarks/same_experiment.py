@@ -1,0 +1,56 @@
+"""Is the default recipe the notebook's experiment? ``python benchmarks/same_experiment.py``, after ``speed.py``.
+
+Compares the test accuracies of the default recipe with those of the notebook's code: both spreads, the difference with
+its interval, whether the means are equivalent within a margin (two one-sided tests, Schuirmann 1987), and where the
+notebook's published figures lie.
+"""
+
+import argparse
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from speed import DEFAULT, NOTEBOOK, described, kept_rounds, results_table
+
+from stages.reporting.published import TABLE
+
+MARGIN = 0.02
+
+
+def runs_needed(spread: float) -> int:
+    """How many runs of each side show equivalence with a power of 80 % if the means are equal."""
+    return math.ceil(2 * ((stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) * spread / MARGIN) ** 2)
+
+
+def compared(ours: np.ndarray, theirs: np.ndarray, published: float) -> dict[str, str]:
+    low, high = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    not_below = stats.ttest_ind(ours + MARGIN, theirs, equal_var=False, alternative="greater")
+    not_above = stats.ttest_ind(ours - MARGIN, theirs, equal_var=False, alternative="less")
+    spread = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / 2)
+    both = np.concatenate([ours, theirs])
+    return {
+        "default recipe": f"{ours.mean():.4f} ± {ours.std(ddof=1):.4f}",
+        "notebook's code": f"{theirs.mean():.4f} ± {theirs.std(ddof=1):.4f}",
+        "difference, 95% interval": f"{ours.mean() - theirs.mean():+.4f} ({low:+.4f} to {high:+.4f})",
+        f"equivalent within {MARGIN}: p": f"{max(not_below.pvalue, not_above.pvalue):.4f}",
+        "runs needed of each": str(runs_needed(spread)),
+        "published": f"{published:.4f}",
+        "runs at or above it": f"{(both >= published).sum()} of {len(both)}",
+    }
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    rounds = kept_rounds()
+    results = results_table(rounds).set_index(["recipe", "model"])["test accuracy"]
+    rows = {
+        model: compared(results[DEFAULT, model].to_numpy(), results[NOTEBOOK, model].to_numpy(), row["test_accuracy"])
+        for model, row in TABLE.items()
+    }
+    print(f"{len(rounds)} runs of each, in turn; {described(rounds)}\n")
+    print(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").to_markdown(disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
