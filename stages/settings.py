@@ -105,7 +105,7 @@ class Recipe(Section):
         None, description="balanced: each class counts the same in the training loss"
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a lower val_loss, keep the best; null: the last"
+        None, ge=1, description="epochs without a lower val_loss before it stops, the best kept; null: never"
     )
 
 
@@ -130,13 +130,13 @@ class Settings(Section):
         "float32", description="mixed ones with model.rescale or a backbone"
     )
     image_memory: int = Field(
-        8_000_000_000, ge=2**24, description="bytes of images or features shuffled at will; of more, in two steps"
+        8_000_000_000, ge=2**24, description="bytes of images, or features on disk, shuffled freely; beyond, in blocks"
     )
     feature_memory: int = Field(
-        4_000_000_000, ge=0, description="bytes for what frozen layers compute once; a temporary file beyond"
+        4_000_000_000, ge=0, description="bytes of frozen layers' outputs kept in memory; beyond, in a temporary file"
     )
     feature_disk: int = Field(
-        20_000_000_000, ge=0, description="bytes of that file; beyond, frozen layers are computed in every epoch"
+        20_000_000_000, ge=0, description="bytes of that file at most; beyond, frozen layers run in every epoch"
     )
     data: Data = Data()
     model: Network = Network()
@@ -155,7 +155,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Settings":
         if self.precision != "float32" and not self.model.rescale and not self.model.backbone:
-            wanted = "expected 'float32', or model.rescale=true: the network does not learn from raw pixels in 16 bits"
+            wanted = "expected 'float32', or model.rescale=true: this network does not learn from raw pixels in 16 bits"
             raise ValueError(f"precision: was {self.precision!r}, {wanted}")
         layers, random = self.model.layers_with_weights, Network.model_fields["weights"].default
         if not self.model.backbone and self.model.weights != random:
