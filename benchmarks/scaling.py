@@ -4,8 +4,7 @@ The training images are repeated, and all enlarged by repeating pixels: ``--size
 16 times the images, and 8 times the images of 3 times the side. One epoch of training each. Memory is what a process
 needs for itself, at its peak; pages of mapped files, which the system may take back at any time, are beside it. With
 ``--limit 2`` every stage runs in a control group that may have 2 GB, the page cache included (Linux, as root), and with
-budgets in ``params.yaml`` to match; what files have in the page cache is dropped before each stage. ``--draw`` makes
-``docs/scaling.png``, with a dotted line for cost in proportion to work.
+budgets in ``params.yaml`` to match; what files have in the page cache is dropped before each stage.
 """
 
 import argparse
@@ -20,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
@@ -127,33 +125,12 @@ def one_size(arrays: dict[str, np.ndarray], times: int, side: int, options: argp
         return rows
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for ax, (column, unit) in zip(axes, (("seconds", "seconds"), ("GB", "peak memory, GB")), strict=True):
-        for i, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
-            for side, line in zip(sorted(set(rows["side"])), ("o-", "s--", "^:"), strict=False):
-                of_side = rows[rows["side"] == side]
-                work = of_side["images"] * side**2
-                ax.plot(work, of_side[column], line, color=f"C{i}", label=f"{stage}, {32 * side} pixels")
-        work = table["images"] * table["side"] ** 2
-        first = table[table["stage"] == "pretrain"][column].iloc[0]
-        ax.plot([1, work.max()], [first, work.max() * first], ":", color="black", label="in proportion to work")
-        ax.set(xscale="log", yscale="log", xlabel="work, times CIFAR-10's", ylabel=unit)
-        ax.set_xticks(sorted(set(work)), [str(n) for n in sorted(set(work))], minor=False)
-        ax.set_xticks([], minor=True)
-        ax.set_ylim(top=table[column].max() * 2)
-        ax.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--sizes", default="1x1,4x1,16x1,1x3,4x3,8x3", help="images x side")
     parser.add_argument("--filters", default="8,8", help="of the convolutions; few: what the images cost shows")
     parser.add_argument("--limit", type=float, metavar="GB")
-    parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
     options.filters = [int(n) for n in options.filters.split(",")]
     with np.load(options.data) as file:
@@ -166,8 +143,6 @@ def main() -> None:
     for column in ("seconds", "images per second", "GB", "GB of mapped files"):
         wide = table.pivot_table(index="work", columns="stage", values=column, sort=False)
         print(f"\n{column}\n\n{wide.round(2).to_markdown()}")
-    if options.draw:
-        draw(table, ROOT / "docs/scaling.png")
 
 
 if __name__ == "__main__":
