@@ -36,7 +36,7 @@ def with_plan(path: Path) -> Repository:
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory):
     """A repository with a plan of two experiments, nothing run."""
-    return with_plan(tmp_path_factory.mktemp("a study")).with_processes_of_its_own()
+    return with_plan(tmp_path_factory.mktemp("a study"))
 
 
 def test_a_study_refuses_code_that_is_not_committed_and_several_machines_without_a_remote(repo):
