@@ -7,11 +7,12 @@ notebook's published figures lie.
 
 import argparse
 import math
+import sys
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from speed import DEFAULT, NOTEBOOK, described, kept_rounds, results_table
+from speed import DEFAULT, KEPT, NOTEBOOK, described, kept_rounds, results_table
 
 from stages.reporting.published import TABLE
 
@@ -42,7 +43,8 @@ def compared(ours: np.ndarray, theirs: np.ndarray, published: float) -> dict[str
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    rounds = kept_rounds()
+    if len(rounds := kept_rounds()) < 2:
+        sys.exit(f"error: {KEPT}: {len(rounds)} rounds, expected at least 2: run python benchmarks/speed.py")
     results = results_table(rounds).set_index(["recipe", "model"])["test accuracy"]
     rows = {
         model: compared(results[DEFAULT, model].to_numpy(), results[NOTEBOOK, model].to_numpy(), row["test_accuracy"])

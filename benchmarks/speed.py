@@ -6,9 +6,8 @@ and after a change of ``report.py``; in a fresh clone each fast recipe, in the f
 rounds' seeds are 1, 2, ....
 
 ``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
-delete the file to start anew. Prints ratios to the notebook's code of the same round, peak memory, and accuracies;
-draws ``docs/speed.png``, accuracy against seconds of training; and writes the accuracies of the notebook's code to
-``stages/reporting/notebook_runs.csv``, which the report shows. See ``same_experiment.py`` for a comparison.
+delete the file to start anew. Prints ratios to the notebook's code of the same round, peak memory, and accuracies, and
+draws ``docs/speed.png``, accuracy against seconds of training. ``same_experiment.py`` compares the accuracies.
 """
 
 import argparse
@@ -30,7 +29,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks/speed.json"
-NOTEBOOK_RUNS = ROOT / "stages/reporting/notebook_runs.csv"
 RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
 FAST = [recipe for recipe in RECIPES if recipe.stem.startswith("fast")]
 NOTEBOOK, DEFAULT = "notebook's code", "default recipe"
@@ -172,14 +170,6 @@ def described(rounds: list[Round]) -> str:
     return "; ".join(", ".join(sorted({one.provenance[key] for one in rounds})) for key in rounds[0].provenance)
 
 
-def write_notebook_runs(rounds: list[Round]) -> None:
-    results = results_table(rounds).query("recipe == @NOTEBOOK")
-    runs = results.pivot_table(index="seed", columns="model", values="test accuracy")
-    said = "# Test accuracies of runs of benchmarks/notebook.py without a seed, by benchmarks/speed.py on CIFAR-10\n"
-    said += "# (98 of 60,000 images from a JPEG copy); commit, machine, software:\n# " + described(rounds) + "\n"
-    NOTEBOOK_RUNS.write_text(said + runs[["pretrain", "finetune_output", "finetune_fc"]].to_csv(index=False))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -195,7 +185,6 @@ def main() -> None:
         KEPT.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
     print(tables(rounds))
     draw(results_table(rounds), ROOT / "docs/speed.png")
-    write_notebook_runs(rounds)
 
 
 if __name__ == "__main__":

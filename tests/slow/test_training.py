@@ -94,6 +94,19 @@ def test_computing_the_trunk_once_changes_nothing(
     assert list(MODELS.iterdir()) == []
 
 
+def test_features_in_a_file_give_the_bits_of_those_in_memory(params, halves):
+    curves, learned = [], []
+    for budget in ({}, {"feature_memory": 0}):
+        settings = params(**budget)
+        loop.set_up(settings)
+        model = build(settings, halves["target"])
+        network.freeze_all_but(model, ["fc2", "output"])
+        curves.append(loop.fit(model, halves["target"], settings.finetune_fc, "finetune_fc", settings)[0])
+        learned.append(model.get_weights())
+    assert curves[0].equals(curves[1])
+    assert all(np.array_equal(a, b) for a, b in zip(*learned, strict=True))
+
+
 def test_fine_tuning_changes_the_trainable_weights_only(params, halves, run_finetune):
     further = params().finetune_fc.model_dump() | {"trainable": ["conv2", "fc1"], "optimizer": "adam", "epochs": 1}
     settings = params(finetune_middle=further, **{"pretrain.epochs": 0, "finetune_output.epochs": 1})
