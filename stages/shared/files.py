@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from stages.shared.errors import UserError
 
@@ -88,7 +89,7 @@ def refuse_without_room(path: Path, size: int) -> None:
         raise UserError(f"{path}: takes {size / 1e9:,.1f} GB, expected less than is free there, {free / 1e9:,.1f} GB")
 
 
-def temporary_array(shape: tuple[int, ...], dtype: type, folder: Path) -> np.ndarray:
+def temporary_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
     """An array to be filled that is a file without a name in `folder`, gone with the process.
 
     Raises `UserError` if the disk has no room for it.

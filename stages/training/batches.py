@@ -31,7 +31,7 @@ class Order(keras.callbacks.Callback):
     def __init__(self, x: np.ndarray | tf.Tensor, seed: int, memory: int = 2**63):
         super().__init__()
         self.count, self.seed, self.epoch = len(x), seed, 0
-        of_image = math.prod(x.shape[1:]) * np.dtype(x.dtype.name).itemsize
+        of_image = math.prod(x.shape[1:]) * tf.as_dtype(x.dtype).size
         self.in_block = max(1, BLOCK // of_image) if of_image * self.count > memory else 0
         self.in_window = self.in_block * max(1, memory // 2 // BLOCK)
 

@@ -21,7 +21,7 @@ Place = Literal["memory", "disk"]
 def place(trunk: keras.Model, images: int, params: Settings) -> tuple[Place | None, str]:
     """Where to keep the trunk's output for so many images, None if nowhere, and a line that says so and why."""
     of_memory, of_disk = params.feature_memory, params.feature_disk
-    size = images * math.prod(trunk.output_shape[1:]) * np.dtype(np.float32).itemsize
+    size = images * math.prod(trunk.output_shape[1:]) * _dtype(trunk).size
     MODELS.mkdir(exist_ok=True)
     free = shutil.disk_usage(MODELS).free
     said = f"what frozen layers make of {images:,} images, {_gb(size)}, is computed"
@@ -35,21 +35,26 @@ def place(trunk: keras.Model, images: int, params: Settings) -> tuple[Place | No
 
 
 def features(trunk: keras.Model, x: np.ndarray, where: Place) -> tf.Tensor:
-    """The trunk's output for every image, float32 (N, ...), in memory or in a temporary file.
+    """The trunk's output for every image, (N, ...), in memory or in a temporary file, in the type that it computes in.
 
     The tensor shares the array's memory, so that nothing is held twice.
     """
-    shape = (len(x), *trunk.output_shape[1:])
+    shape, dtype = (len(x), *trunk.output_shape[1:]), _dtype(trunk)
+    bits = np.dtype(f"u{dtype.size}")  # NumPy shares no bfloat16 with others
     if where == "disk":
-        out = temporary_array(shape, np.float32, MODELS)
+        out = temporary_array(shape, bits, MODELS)
     else:
-        out = np.frombuffer(mmap.mmap(-1, math.prod(shape) * 4), np.float32).reshape(shape)  # aligned
+        out = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.size), bits).reshape(shape)  # aligned
     compute = tf.function(lambda images: trunk(images, training=False))
     size = evaluation_batch(x.shape[1:])
     for start in tqdm(range(0, len(x), size), "frozen layers", disable=None, leave=False):
         batch = slice(start, start + size)
-        out[batch] = compute(x[batch])
-    return tf.experimental.dlpack.from_dlpack(out.__dlpack__())
+        out[batch] = compute(x[batch]).numpy().view(bits)
+    return tf.bitcast(tf.experimental.dlpack.from_dlpack(out.__dlpack__()), dtype)
+
+
+def _dtype(trunk: keras.Model) -> tf.DType:
+    return tf.as_dtype(trunk.outputs[0].dtype)
 
 
 def _gb(size: int) -> str:

@@ -160,7 +160,7 @@ def part(model: keras.Model, start: int, stop: int | None) -> keras.Model:
     """The steps from `start` up to `stop` as a model that shares its layers; cut at bottlenecks."""
     chosen = steps(model)[start:stop]
     if isinstance(model, keras.Sequential):
-        return keras.Sequential([keras.Input(chosen[0].input.shape[1:]), *chosen])
+        return keras.Sequential([keras.Input(chosen[0].input.shape[1:], dtype=chosen[0].input.dtype), *chosen])
     return keras.Model(steps(model)[max(start - 1, 0)].output, chosen[-1].output)
 
 
