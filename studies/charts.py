@@ -43,6 +43,7 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
             ax.errorbar(rows.index, rows["mean"], errors, capsize=2, elinewidth=1, label=model, **of_model)
             ax.fill_between(rows.index, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
     ax.set_xticks(images, [str(n) for n in images])
+    ax.set_xlim(min(images) / 1.2, max(images) * 1.2)  # of a single number of images Matplotlib finds none
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("training images per target class")
     figure.legend(loc="outside right upper", fontsize=8)

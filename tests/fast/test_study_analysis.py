@@ -8,12 +8,10 @@ import yaml
 from repository import ROOT
 from stages.settings import Settings
 from stages.shared.errors import UserError
-from studies import analysis, page, plan, runner
+from studies import analysis, charts, page, plan, runner
 from studies.plan import Plan, Question
 
-PLANS = {
-    name: yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text()) for name in ("digits", "backbones", "cifar10")
-}
+PLANS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("studies/*.yaml"))}
 DIGITS = PLANS["digits"]
 STUDY = Plan.model_validate(DIGITS)
 OUTPUT, LAST_TWO = STUDY.choices[0].among
@@ -128,6 +126,14 @@ def test_a_choice_on_test_images_says_so_and_one_on_validation_images_hides_the_
     assert f"Chosen on validation images alone: **{OUTPUT}**. Its test accuracy: 15.0%" in text
     assert "85.0" not in text
     assert set(analysis.shown(STUDY, table)["model"]) == {OUTPUT}
+
+
+def test_a_figure_of_one_number_of_images_shows_it():
+    of_one = STUDY.model_copy(update={"images_per_class": {4500: {}}})
+    table = table_of({OUTPUT: [0.1, 0.2, 0.3]}).assign(images=4500)
+    (ax,) = charts.accuracy_by_images(of_one, analysis.summary(table)).axes
+    ax.figure.canvas.draw()
+    assert ax.bbox.x0 < ax.transData.transform((4500, 0.2))[0] < ax.bbox.x1
 
 
 def test_pairs_of_runs_from_different_machines_are_named():
