@@ -29,7 +29,7 @@ def repo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     params = tiny_params() | {"data": default_params()["data"]}
     for stage in ("pretrain", "finetune_output", "finetune_fc"):
-        params[stage]["epochs"] = 1
+        params[stage]["epochs"] = 5  # as no command sets it: each is to change something
     (folder / "origin").mkdir()
     origin = Repository(folder / "origin", params)
     origin.run("git", "clone", "-q", "--bare", ".", "../bare.git")
