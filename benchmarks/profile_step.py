@@ -88,15 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--precision", choices=["float32", "mixed_bfloat16"], default="float32")
     precision = parser.parse_args().precision
-    params = settings.Settings(precision=precision, model={"rescale": precision != "float32"})
+    mixed = precision != "float32"
+    params = settings.Settings(precision=precision, model={"rescale": mixed})
     loop.set_up(params)
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (BATCH * STEPS, 32, 32, 3), dtype=np.uint8)
     y = random.integers(0, 5, len(x))
     model = network.build(x.shape[1:], 5, params.model, x, "random")
-    model.compile(
-        "rmsprop" if precision == "float32" else "adam", "sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
+    model.compile("adam" if mixed else "rmsprop", "sparse_categorical_crossentropy", metrics=["accuracy"])
     order = Order(x, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         profile = Profile(folder)
@@ -106,7 +105,7 @@ def main() -> None:
     for kind, pattern in KINDS.items():
         fits = left.index.str.lower().str.contains(pattern)
         of_kind[kind], left = left[fits].sum(), left[~fits]
-    operations_a_second = peak("float32" if precision == "float32" else "bfloat16")
+    operations_a_second = peak(keras.config.dtype_policy().compute_dtype)
     at_peak = convolutions(model) / operations_a_second * 1e3
     rows = {**of_kind, "other": left.sum(), "whole step": statistics.median(profile.seconds[PROFILED.stop :]) * 1e3}
     print(pd.Series(rows).round(1).rename("ms a step").to_markdown())

@@ -50,7 +50,8 @@ def features(trunk: keras.Model, x: np.ndarray, where: Place) -> tf.Tensor:
     for start in tqdm(range(0, len(x), size), "frozen layers", disable=None, leave=False):
         batch = slice(start, start + size)
         out[batch] = compute(x[batch]).numpy().view(bits)
-    return tf.bitcast(tf.experimental.dlpack.from_dlpack(out.__dlpack__()), dtype)
+    with tf.device("CPU"):  # a GPU would take a copy of all of it
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(out.__dlpack__()), dtype)
 
 
 def _dtype(trunk: keras.Model) -> tf.DType:

@@ -96,16 +96,16 @@ def test_computing_the_trunk_once_changes_nothing(
 
 @pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("mixed_bfloat16", 2)])
 def test_features_in_a_file_give_the_bits_of_those_in_memory(params, halves, monkeypatch, precision, size):
-    curves, learned, compute = [], [], loop.features
-    monkeypatch.setattr(loop, "features", lambda *given: sizes.append((made := compute(*given)).dtype.size) or made)
+    curves, learned, made, compute = [], [], [], loop.features
+    monkeypatch.setattr(loop, "features", lambda *given: made.append(compute(*given)) or made[-1])
     for budget in ({}, {"feature_memory": 0}):
-        settings, sizes = params(precision=precision, **budget), list[int]()
+        settings = params(precision=precision, **budget)
         loop.set_up(settings)
         model = build(settings, halves["target"])
         network.freeze_all_but(model, ["fc2", "output"])
         curves.append(loop.fit(model, halves["target"], settings.finetune_fc, "finetune_fc", settings)[0])
         learned.append(model.get_weights())
-        assert sizes == [size, size]
+    assert [features.dtype.size for features in made] == [size] * 4
     assert curves[0].equals(curves[1])
     assert all(np.array_equal(a, b) for a, b in zip(*learned, strict=True))
 
