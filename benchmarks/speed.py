@@ -7,7 +7,8 @@ rounds' seeds are 1, 2, ....
 
 ``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
 delete the file to start anew. Prints ratios to the notebook's code of the same round, peak memory, and accuracies, and
-draws ``docs/speed.png``, accuracy against seconds of training. ``same_experiment.py`` compares the accuracies.
+draws ``docs/speed.png``, accuracy against seconds of training; and writes the accuracies of the notebook's code to
+``stages/reporting/notebook_runs.csv``, for the report. ``same_experiment.py`` compares them with the pipeline's.
 """
 
 import argparse
@@ -26,6 +27,8 @@ import cpuinfo
 import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
+
+from stages.reporting.published import RUNS, TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks/speed.json"
@@ -170,6 +173,14 @@ def described(rounds: list[Round]) -> str:
     return "; ".join(", ".join(sorted({one.provenance[key] for one in rounds})) for key in rounds[0].provenance)
 
 
+def write_notebook_runs(rounds: list[Round]) -> None:
+    """The accuracies of the notebook's code, with where they come from in the first line."""
+    results = results_table(rounds).query("recipe == @NOTEBOOK")
+    runs = results.pivot_table(index="seed", columns="model", values="test accuracy")
+    said = f"# benchmarks/speed.py on CIFAR-10, 98 of 60,000 images from a JPEG copy; {described(rounds)}\n"
+    RUNS.write_text(said + runs[list(TABLE)].to_csv(index=False, float_format="%.4f"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -185,6 +196,7 @@ def main() -> None:
         KEPT.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
     print(tables(rounds))
     draw(results_table(rounds), ROOT / "docs/speed.png")
+    write_notebook_runs(rounds)
 
 
 if __name__ == "__main__":

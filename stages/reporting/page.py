@@ -63,6 +63,8 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
         "tuned": results.tuned,
         "params": params,
         "published": published.TABLE if results.on_the_notebooks_images else {},
+        "rerun": published.rerun(),
+        "rerun_where": published.rerun_where(),
         "interval": accuracy_interval,
         "many": MANY,
         "hardest": hardest,

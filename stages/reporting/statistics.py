@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 
 def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
@@ -14,6 +14,12 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     """
     interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def next_value_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's 95% prediction interval of one more value of the kind of `values`, float (n,), n at least 2."""
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def balanced_accuracy(actual: pd.Series, predicted: pd.Series) -> float:

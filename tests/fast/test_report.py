@@ -270,6 +270,28 @@ def test_published_results_stand_beside_those_on_the_notebooks_images_only():
     ]
     for other in (made(first, second, images | {"test": 4_999}), made(first, second[::-1], images)):
         assert "published" not in rendered(other)
+        assert "notebook's code" not in rendered(other)
+
+
+def test_a_run_is_judged_by_the_spread_of_the_notebooks_code(tmp_path, monkeypatch):
+    """The middle of three runs 0.01 apart, give or take 0.0497, is where one more falls."""
+    (tmp_path / "runs.csv").write_text(f"# a machine\n{','.join(STAGES)}\n.99,.5,.96\n.98,.51,.95\n1,.49,.94\n")
+    monkeypatch.setattr(published, "RUNS", tmp_path / "runs.csv")
+    first, second = published.CLASSES
+    results = made(first, second, {"train": 25_000, "test": 5_000}, finetune_fc={"wrong": range(1000)})
+    assert "(a machine)" in rendered(results)
+    assert tables(rendered(results))[1][1:] == [
+        ["pretrain", "3", "0.9900 ± 0.0100", "0.9403 to 1.0397", "0.9980, inside"],
+        ["finetune_output", "3", "0.5000 ± 0.0100", "0.4503 to 0.5497", "0.9980, 0.4483 above"],
+        ["finetune_fc", "3", "0.9500 ± 0.0100", "0.9003 to 0.9997", "0.8000, 0.1003 below"],
+    ]
+
+
+def test_the_notebooks_code_was_run_again_for_every_model_of_its_table():
+    rerun = published.rerun()
+    assert set(rerun.index) == set(published.TABLE)
+    assert (rerun["runs"] > 1).all()
+    assert (rerun["low"] < rerun["mean"]).all()
 
 
 @pytest.mark.parametrize(("differ", "p"), [(5, "0.062"), (6, "0.031")])

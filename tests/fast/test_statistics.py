@@ -10,6 +10,7 @@ from stages.reporting.statistics import (
     calibration_error,
     macro_f1,
     mcnemar,
+    next_value_interval,
     reliability,
 )
 
@@ -34,6 +35,12 @@ def pair(both: int, only_first: int, only_second: int, neither: int) -> tuple[np
 def test_interval_is_wilsons_as_published(correct, images, low, high):
     assert accuracy_interval(right(correct, images)) == pytest.approx((low, high), abs=5e-5)
     assert accuracy_interval(~right(correct, images)) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_one_more_value_falls_where_students_t_says():
+    """With two degrees of freedom, t is 4.30265 for 95% (any table); here the standard deviation is 1."""
+    half = 4.30265 * (4 / 3) ** 0.5
+    assert next_value_interval(np.array([3.0, 5.0, 4.0])) == pytest.approx((4 - half, 4 + half), rel=1e-6)
 
 
 @pytest.mark.parametrize(
