@@ -52,8 +52,9 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
         if model in summary.index:
             rows = summary.loc[model]
             errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-            ax.errorbar(rows.index, rows["mean"], errors, capsize=2, elinewidth=1, **style)
-            ax.fill_between(rows.index, rows["low"], rows["high"], color=style["color"], alpha=0.15, lw=0)
+            beside = rows.index * 1.02 ** len(ax.containers)  # not on top of those that are drawn
+            ax.errorbar(beside, rows["mean"], errors, capsize=2, elinewidth=1, **style)
+            ax.fill_between(beside, rows["low"], rows["high"], color=style["color"], alpha=0.15, lw=0)
         ax.set_xticks(images, [str(n) for n in images])
         ax.set_xlim(min(images) / 1.2, max(images) * 1.2)  # of a single number of images Matplotlib finds none
         ax.xaxis.set_minor_locator(NullLocator())
