@@ -33,6 +33,17 @@ def set_up() -> None:
         sys.exit(f"error: no temporary folder: {error.strerror}: is the disk full?")
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: every batch needs the same sizes again, and the system clears each page it gives.
+
+    No bit depends on it. See mallopt(3).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in ((-8, 1), (-1, 2**31 - 1), (-3, 2**30)):  # M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(option, value)
+
+
 def memory() -> int:
     """Bytes that this process can have: the machine's memory, or less under ``ulimit -v`` or in a container."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

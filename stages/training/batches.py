@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-EVALUATION_BATCH = 500  # images of the notebook's size or smaller
+EVALUATION_BATCH = 250  # images of the notebook's size or smaller
 BLOCK = 2**22  # bytes of images that are read together if not all of them fit into memory
 
 

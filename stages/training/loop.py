@@ -13,6 +13,7 @@ from stages.settings import Recipe, Settings
 from stages.shared.errors import UserError
 from stages.shared.files import artifact, write_whole
 from stages.shared.halves import Half, Part
+from stages.shared.process import keep_freed_memory
 from stages.training import network
 from stages.training.augment import augmented
 from stages.training.batches import Order, batches, evaluation_batch
@@ -24,6 +25,7 @@ def set_up(params: Settings) -> int:
     """Seed everything, set the number of threads, the precision and Keras's defaults; returns the number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = params.threads or cores
+    keep_freed_memory()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     if tf.config.list_physical_devices("GPU"):
