@@ -21,13 +21,14 @@ TABLE = {
 def rerun() -> pd.DataFrame:
     """Test accuracies of the notebook's code, run again without a seed: mean, sd, runs, low and high; index: model.
 
-    From `low` to `high` is where one more run falls with a probability of 95%.
+    `low` and `high`: the 95% prediction interval of one more run, if runs are normally distributed.
     """
     rows = {
         model: [accuracies.mean(), accuracies.std(), len(accuracies), *next_value_interval(accuracies.to_numpy())]
         for model, accuracies in pd.read_csv(RUNS, comment="#").items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "sd", "runs", "low", "high"])
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "sd", "runs", "low", "high"])
+    return table.assign(low=table["low"].clip(lower=0), high=table["high"].clip(upper=1))
 
 
 def rerun_where() -> str:

@@ -281,7 +281,7 @@ def test_a_run_is_judged_by_the_spread_of_the_notebooks_code(tmp_path, monkeypat
     results = made(first, second, {"train": 25_000, "test": 5_000}, finetune_fc={"wrong": range(1000)})
     assert "(a machine)" in rendered(results)
     assert tables(rendered(results))[1][1:] == [
-        ["pretrain", "3", "0.9900 ± 0.0100", "0.9403 to 1.0397", "0.9980, inside"],
+        ["pretrain", "3", "0.9900 ± 0.0100", "0.9403 to 1.0000", "0.9980, inside"],
         ["finetune_output", "3", "0.5000 ± 0.0100", "0.4503 to 0.5497", "0.9980, 0.4483 above"],
         ["finetune_fc", "3", "0.9500 ± 0.0100", "0.9003 to 0.9997", "0.8000, 0.1003 below"],
     ]
