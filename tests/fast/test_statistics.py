@@ -38,8 +38,8 @@ def test_interval_is_wilsons_as_published(correct, images, low, high):
 
 
 def test_one_more_value_falls_where_students_t_says():
-    """With two degrees of freedom, t is 4.30265 for 95% (any table); here the standard deviation is 1."""
-    half = 4.30265 * (4 / 3) ** 0.5
+    """With two degrees of freedom, t is 4.302653 for 95% (any table); here the standard deviation is 1."""
+    half = 4.302653 * (4 / 3) ** 0.5
     assert next_value_interval(np.array([3.0, 5.0, 4.0])) == pytest.approx((4 - half, 4 + half), rel=1e-6)
 
 
