@@ -1,14 +1,15 @@
 """Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 10``.
 
-Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``, no seed); `dvc repro`
-in a fresh clone with an empty cache; there `finetune_fc` with another learning rate, `dvc repro` with nothing to do,
-and after a change of ``report.py``. The first three rounds also run each fast recipe in a fresh clone, the first all
-of ``docs/recipes``. The rounds' seeds are 1, 2, ....
+Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``, no seed), and `dvc
+repro` in a fresh clone with an empty cache. A commit's first three rounds on a machine go on there with another learning
+rate for `finetune_fc`, `dvc repro` with nothing to do, and after a change of ``report.py``; then run each fast recipe
+in a fresh clone, the first round all of ``docs/recipes``. The rounds' seeds are 1, 2, ....
 
 ``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
-delete the file to start anew. Prints ratios to the notebook's code of the same round, peak memory, and accuracies, and
-draws ``docs/speed.png``, accuracy against seconds of training; and writes the accuracies of the notebook's code to
-``stages/reporting/notebook_runs.csv``, for the report. ``same_experiment.py`` compares the accuracies.
+delete the file to start anew. Prints ratios to the notebook's code of the same round and peak memory, both of the last
+round's commit and machine alone, and the accuracies of all rounds. Draws ``docs/speed.png``, accuracy against seconds
+of training, and writes the accuracies of the notebook's code to ``stages/reporting/notebook_runs.csv``, for the report.
+``same_experiment.py`` compares the accuracies.
 """
 
 import argparse
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks/speed.json"
 RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
 FAST = [recipe for recipe in RECIPES if recipe.stem.startswith("fast")]
-WITH_RECIPES = 3  # rounds
+IN_FULL = 3  # rounds; the others run the notebook's code and the default recipe alone
 NOTEBOOK, DEFAULT = "notebook's code", "default recipe"
 DVC = [sys.executable, "-m", "dvc"]
 
@@ -73,21 +74,23 @@ class Round:
         self.metrics[name] = json.loads((folder / "reports/metrics.json").read_text())
         return folder
 
-    def everything(self, data: Path, where: Path) -> None:
+    def everything(self, data: Path, where: Path, earlier: int) -> None:
+        """Run it all, or a part if there are `earlier` rounds of the same commit and machine."""
         command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data)]
         self.metrics[NOTEBOOK] = json.loads(self.run(NOTEBOOK, command, where))
         folder = self.recipe(DEFAULT, ["repro"], data, where)
         for stage, result in self.metrics[NOTEBOOK].items():
             self.seconds[f"{stage}, training"] = self.metrics[DEFAULT][stage]["train_seconds"]
             self.seconds[f"{NOTEBOOK}: {stage}, training"] = result["train_seconds"]
+        if earlier >= IN_FULL:
+            return
         change = [*DVC, "exp", "run", "-S", "finetune_fc.learning_rate=0.002"]
         self.run("one parameter of finetune_fc changed", change, folder)
         self.run("nothing changed", [*DVC, "repro"], folder)
         report = folder / "stages/report.py"
         report.write_text(report.read_text() + "# changed\n")
         self.run("report.py changed", [*DVC, "repro"], folder)
-        recipes = RECIPES if self.seed == 1 else FAST
-        for recipe in recipes if self.seed <= WITH_RECIPES else []:
+        for recipe in FAST if earlier else RECIPES:
             self.recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()], data, where)
 
 
@@ -103,6 +106,11 @@ def provenance() -> dict[str, str]:
 
 def kept_rounds() -> list[Round]:
     return [Round(**one) for one in json.loads(KEPT.read_text())] if KEPT.exists() else []
+
+
+def alike(rounds: list[Round], provenance: dict[str, str]) -> list[Round]:
+    """The rounds of one commit on one machine: only their times are compared."""
+    return [one for one in rounds if one.provenance == provenance]
 
 
 def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -156,15 +164,16 @@ def draw(results: pd.DataFrame, path: Path) -> None:
 
 def tables(rounds: list[Round]) -> str:
     accuracies = results_table(rounds).groupby(["recipe", "model"], sort=False)["test accuracy"]
-    return f"""Rounds: {len(rounds)}; {described(rounds)}
+    timed = alike(rounds, rounds[-1].provenance)
+    return f"""Times, rounds: {len(timed)}; {described(timed)}
 
-{ratios(pd.DataFrame([one.seconds for one in rounds])).to_markdown(disable_numparse=True)}
+{ratios(pd.DataFrame([one.seconds for one in timed])).to_markdown(disable_numparse=True)}
 
 Peak memory of the largest process, GB
 
-{pd.DataFrame([one.memory for one in rounds]).max().round(2).rename("GB").to_markdown()}
+{pd.DataFrame([one.memory for one in timed]).max().round(2).rename("GB").to_markdown()}
 
-Test accuracies, mean and standard deviation over the rounds
+Test accuracies, mean and standard deviation over all {len(rounds)} rounds; {described(rounds)}
 
 {accuracies.agg(["count", "mean", "std", "min", "max"]).round(4).reset_index().to_markdown(index=False)}
 """
@@ -193,11 +202,11 @@ def main() -> None:
     while len(rounds) < options.rounds:
         with tempfile.TemporaryDirectory() as folder:
             one = Round(len(rounds) + 1, provenance())
-            one.everything(options.data.resolve(), Path(folder))
+            one.everything(options.data.resolve(), Path(folder), len(alike(rounds, one.provenance)))
         rounds.append(one)
         KEPT.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
     print(tables(rounds))
-    draw(results_table(rounds), ROOT / "docs/speed.png")
+    draw(results_table(alike(rounds, rounds[-1].provenance)), ROOT / "docs/speed.png")
     if len(rounds) > 1:  # one has no spread
         write_notebook_runs(rounds)
 
