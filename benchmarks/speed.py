@@ -1,9 +1,9 @@
 """Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 10``.
 
 Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``, no seed), and `dvc
-repro` in a fresh clone with an empty cache. A commit's first three rounds on a machine go on there with another learning
-rate for `finetune_fc`, `dvc repro` with nothing to do, and after a change of ``report.py``; then run each fast recipe
-in a fresh clone, the first round all of ``docs/recipes``. The rounds' seeds are 1, 2, ....
+repro` in a fresh clone with an empty cache. A commit's first three rounds on a machine go on there with another
+learning rate for `finetune_fc`, `dvc repro` with nothing to do, and after a change of ``report.py``; then run each fast
+recipe in a fresh clone, the first round all of ``docs/recipes``. The rounds' seeds are 1, 2, ....
 
 ``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
 delete the file to start anew. Prints ratios to the notebook's code of the same round and peak memory, both of the last

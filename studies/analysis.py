@@ -20,7 +20,7 @@ SAME = 1e-9  # a spread below it is rounding error
 
 
 def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame:
-    """One row for each model, number of images and seed that has been run.
+    """One row for each model, or choice that a question asks about, number of images and seed that has been run.
 
     Columns: model, images (per class), seed, experiment, rev, stage, accuracy (test), validation (accuracy; NaN if no
     images were held out), seconds (of training, including pretraining). Raises `UserError` if the report leaves out
@@ -47,7 +47,9 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
                 "seconds": sum(metrics[stage]["train_seconds"] for stage in {"pretrain", model.stage}),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    asked = [choice for choice in plan.choices if choice.choose in plan.asked]
+    return pd.concat([table, *(_chosen(table, choice) for choice in asked)], ignore_index=True)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
@@ -165,13 +167,13 @@ def _by_class(row: pd.Series) -> pd.Series:
     return (table["actual"] == table["predicted"]).groupby(table["actual"], sort=False).mean().sort_index()
 
 
-def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
-    """The candidates of a choice, best first, and whether they were judged on validation images.
+def choose(table: pd.DataFrame, choice: Choice, images: int) -> tuple[pd.DataFrame, bool]:
+    """The candidates of a choice at one number of images, best first, and whether validation images judged them.
 
     Without validation images they are judged on the test images. Columns as in `summary`; index: models. Only seeds
     that all candidates have been run with count; empty if there are none.
     """
-    part = table[(table["images"] == choice.images_per_class) & table["model"].isin(choice.among)]
+    part = table[(table["images"] == images) & table["model"].isin(choice.among)]
     there = part.groupby("seed")["model"].nunique()
     part = part[part["seed"].isin(there.index[there == len(choice.among)])]  # means over the same seeds
     if part.empty:
@@ -181,14 +183,24 @@ def choose(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, bool]:
     return judged.sort_values("mean", ascending=False, kind="stable"), held_out
 
 
+def _chosen(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:
+    """The rows of the best candidate at each number of images, under the choice's name."""
+    best = {images: choose(table, choice, images)[0].index[:1] for images in table["images"].unique()}
+    return table[[model in best[n] for model, n in zip(table["model"], table["images"], strict=True)]].assign(
+        model=choice.choose
+    )
+
+
 def shown(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
     """`table` without the candidates that were rejected on validation images, unless a question is about them.
 
-    Picking the best of many test accuracies is optimistic, so theirs are not shown.
+    Picking the best of many test accuracies is optimistic, so theirs are not shown. Nor is the chosen one's under its
+    own name if it is there under the choice's.
     """
-    hidden = set()
-    for choice in plan.choices:
-        judged, held_out = choose(table, choice)
+    hidden = []
+    for choice, images in itertools.product(plan.choices, plan.images_per_class):
+        judged, held_out = choose(table, choice, images)
         if held_out:
-            hidden |= set(choice.among) - set(judged.index[:1])
-    return table[~table["model"].isin(hidden - plan.asked)]
+            shown_as = choice.choose if choice.choose in plan.asked else judged.index[0]
+            hidden += [(name, images) for name in set(choice.among) - plan.asked - {shown_as}]
+    return table[[key not in hidden for key in zip(table["model"], table["images"], strict=True)]]

@@ -14,9 +14,16 @@ LINES = [{"ls": "-", "marker": "o"}, {"ls": "--", "marker": "o", "mfc": "white"}
 
 
 def style(plan: Plan) -> dict[str, dict]:
-    """Each model's line: its colour says what is trained, its dashes and marker where the weights come from."""
+    """Each model's line: its colour says what is trained, its dashes and marker where the weights come from.
+
+    A choice that a question is about has a colour of its own.
+    """
     origins = list(dict.fromkeys(origin for of_way in plan.models.values() for origin in of_way))
-    return {
+    chosen = [choice.choose for choice in plan.choices if choice.choose in plan.asked]
+    of_choices = {
+        name: {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[0] for i, name in enumerate(chosen, len(plan.models))
+    }
+    return of_choices | {
         f"{way}, {origin}": {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[origins.index(origin) % len(LINES)]
         for i, (way, of_way) in enumerate(plan.models.items())
         for origin in of_way
@@ -47,6 +54,36 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("training images per target class")
     figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def of_layers(plan: Plan) -> bool:
+    """Whether the plan compares three or more ways of fine-tuning, each with weights of the same origins."""
+    origins = [list(of_way) for of_way in plan.models.values()]
+    return len(origins) > 2 and all(names == origins[0] for names in origins)
+
+
+def accuracy_by_layers(plan: Plan, summary: pd.DataFrame) -> Figure:
+    """Mean test accuracy by what is trained, with its 95% interval: a panel for each number of images.
+
+    `summary` as `analysis.summary`'s.
+    """
+    images, origins = list(plan.images_per_class), next(iter(plan.models.values()))
+    figure, axes = plt.subplots(
+        1, len(images), figsize=(2.5 + 2.5 * len(images), 4.2), layout="constrained", squeeze=False, sharey=True
+    )
+    for ax, n in zip(axes[0], images, strict=True):
+        for i, origin in enumerate(origins):
+            rows = summary.reindex([(f"{way}, {origin}", n) for way in plan.models])
+            errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+            look = {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[i % len(LINES)]
+            ax.errorbar(range(len(rows)), rows["mean"], errors, capsize=2, elinewidth=1, label=origin, **look)
+        ax.set_xticks(range(len(plan.models)), list(plan.models), rotation=30, ha="right")
+        ax.set_title(f"{n:,} images per class", fontsize=9, loc="left")
+        ax.grid(alpha=0.3)
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0, 0].set_ylabel("test accuracy")
+    axes[0, 0].legend(fontsize=8)
     return figure
 
 

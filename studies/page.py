@@ -1,5 +1,6 @@
 """Write a study's page, its charts and a table of all runs."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -89,11 +90,11 @@ def in_short(plan: Plan, answers: list[pd.DataFrame]) -> str:
 
 
 def choices(plan: Plan, table: pd.DataFrame) -> str:
-    """For each choice: what was chosen, on which images, and the test accuracy of the chosen model."""
+    """For each choice and number of images: what was chosen, on which images, and the chosen model's test accuracy."""
     parts = []
-    for choice in plan.choices:
-        judged, held_out = analysis.choose(table, choice)
-        heading = f"### {plain(choice.choose)}, {choice.images_per_class:,} images per class"
+    for choice, images in itertools.product(plan.choices, plan.images_per_class):
+        judged, held_out = analysis.choose(table, choice, images)
+        heading = f"### {plain(choice.choose)}, {images:,} images per class"
         if judged.empty:
             parts.append(f"{heading}\n\nNo seed has runs of all candidates.")
             continue
@@ -103,7 +104,7 @@ def choices(plan: Plan, table: pd.DataFrame) -> str:
             for name, row in judged.iterrows()
         ]
         best = judged.index[0]
-        tested = analysis.summary(table[table["model"] == best]).loc[(best, choice.images_per_class)]
+        tested = analysis.summary(table[table["model"] == best]).loc[(best, images)]
         parts.append(f"{heading}\n\n{markdown(rows)}\n\n{_verdict(plan, choice, best, tested, held_out)}")
     return "\n\n".join(parts)
 
@@ -211,6 +212,9 @@ def render(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]
     if "class_gains" in drawn:
         gains = f"Gain in test accuracy with {max(plan.images_per_class):,} images per class, a dot for each seed:"
         gains += f"\n\n![gains by class]({drawn['class_gains']})"
+    by_layers = ""
+    if "accuracy_by_layers" in drawn:
+        by_layers = f"## Accuracy by what is trained\n\n![test accuracy by layers]({drawn['accuracy_by_layers']})\n\n"
     chosen = f"\n## Choices\n\n{choices(plan, table)}\n" if plan.choices else ""
     return f"""# {plan.title}
 
@@ -232,7 +236,7 @@ Bands: 95% confidence intervals of the mean over seeds.
 
 ±: standard deviation over seeds.
 
-## Questions
+{by_layers}## Questions
 
 Comparisons are paired by seed. p: two-sided sign-flip test of the mean difference, exact up to 16 seeds.
 Adjusted p: Benjamini-Hochberg over all comparisons, which limits the share of false positives among the verdicts.
@@ -273,6 +277,8 @@ def write(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str])
         "accuracy_by_images": charts.accuracy_by_images(plan, analysis.summary(shown)),
         "accuracy_by_time": charts.accuracy_by_time(plan, shown),
     }
+    if charts.of_layers(plan):
+        drawn["accuracy_by_layers"] = charts.accuracy_by_layers(plan, analysis.summary(shown))
     if gains:
         drawn["class_gains"] = charts.gains_by_class(gains)
     for name, figure in drawn.items():

@@ -27,7 +27,7 @@ class ComparedModel(Section):
 
 
 class Question(Section):
-    """Is the second model better than the first? Asked at every number of images, paired by seed."""
+    """Is the second better than the first? Asked at every number of images, paired by seed. Names models or choices."""
 
     ask: str
     first: str
@@ -41,11 +41,10 @@ class Question(Section):
 
 
 class Choice(Section):
-    """Which of several models to take, chosen on validation images at one number of training images."""
+    """Which of several models to take, chosen on validation images at every number of training images."""
 
     choose: str
     among: list[str] = Field(min_length=2)
-    images_per_class: int
 
 
 class Plan(Section):
@@ -69,15 +68,17 @@ class Plan(Section):
         for name, model in self.named_models.items():
             if model.run not in self.runs:
                 raise ValueError(f"models: {name}: run: was {model.run!r}, expected one of {list(self.runs)}")
-        for name in [*sorted(self.asked), *[name for choice in self.choices for name in choice.among]]:
+        chosen = [choice.choose for choice in self.choices]
+        known = [*self.named_models, *chosen]
+        for names in (known, *[choice.among for choice in self.choices]):
+            if len(set(names)) < len(names):
+                raise ValueError(f"models and choices: was {names}, expected each once")
+        for name in sorted(self.asked):
+            if name not in known:
+                raise ValueError(f"questions: was {name!r}, expected one of {known}")
+        for name in [name for choice in self.choices for name in choice.among]:
             if name not in self.named_models:
-                raise ValueError(f"questions and choices: was {name!r}, expected one of {list(self.named_models)}")
-        for choice in self.choices:
-            if len(set(choice.among)) < len(choice.among):
-                raise ValueError(f"choices: among: was {choice.among}, expected each once")
-            if choice.images_per_class not in self.images_per_class:
-                known = list(self.images_per_class)
-                raise ValueError(f"choices: images_per_class: was {choice.images_per_class}, expected one of {known}")
+                raise ValueError(f"choices: among: was {name!r}, expected one of {list(self.named_models)}")
         return self
 
     @cached_property
@@ -87,8 +88,12 @@ class Plan(Section):
 
     @property
     def asked(self) -> set[str]:
-        """The models that a question is about."""
+        """The models and choices that a question is about."""
         return {name for question in self.questions for name in (question.first, question.second)}
+
+    def candidates(self, name: str) -> list[str]:
+        """The models that `name` in a question can stand for: those of a choice, or the one of that name."""
+        return next((choice.among for choice in self.choices if choice.choose == name), [name])
 
 
 def load(path: Path, changes: Iterable[str] = ()) -> Plan:
@@ -154,9 +159,10 @@ def experiments(plan: Plan, study: str) -> dict[str, Changes]:
         if model.stage not in stages:
             raise UserError(f"models: {name}: stage: was {model.stage!r}, expected one of {stages}")
     for question in plan.questions:
-        first, second = (_tested_on(plan, study, name, wanted) for name in (question.first, question.second))
-        if first != second:
-            raise UserError(f"questions: {question.ask!r}: tested on {first} and {second}, expected the same classes")
+        names = plan.candidates(question.first) + plan.candidates(question.second)
+        first, *others = [_tested_on(plan, study, name, wanted) for name in names]
+        if other := [tested for tested in others if tested != first]:
+            raise UserError(f"questions: {question.ask!r}: tested on {first} and {other[0]}, expected the same classes")
     return wanted
 
 

@@ -10,6 +10,7 @@ from stages.settings import Settings
 from stages.shared.errors import UserError
 from studies import analysis, charts, page, plan, runner
 from studies.plan import Plan, Question
+from studies.repository import Experiment
 
 PLANS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("studies/*.yaml"))}
 DIGITS = PLANS["digits"]
@@ -36,7 +37,8 @@ def test_the_plans_of_the_repository_are_valid(content, tmp_path, monkeypatch):
     [
         ({"images_per_class": {20: {"data.target_per_class": 9}}}, "data.target_per_class: was 9, expected 20"),
         ({"questions": [{"ask": "?", "first": "none", "second": OUTPUT}]}, "was 'none', expected one of"),
-        ({"choices": [{"choose": "x", "among": [OUTPUT, LAST_TWO], "images_per_class": 9}]}, "was 9, expected one of"),
+        ({"choices": [{"choose": "x", "among": [OUTPUT, "none"]}]}, "choices: among: was 'none', expected one of"),
+        ({"choices": [{"choose": OUTPUT, "among": [OUTPUT, LAST_TWO]}]}, "expected each once"),
     ],
 )
 def test_a_bad_plan_is_refused_in_one_line(change, message, tmp_path, monkeypatch):
@@ -117,7 +119,7 @@ def test_many_comparisons_are_corrected_and_the_page_says_what_they_can_show(see
 
 def test_a_choice_on_test_images_says_so_and_one_on_validation_images_hides_the_others_test_accuracies(monkeypatch):
     table = table_of({OUTPUT: [0.1, 0.2, 0.9], LAST_TWO: [0.3, 0.4]})
-    judged, held_out = analysis.choose(table, STUDY.choices[0])
+    judged, held_out = analysis.choose(table, STUDY.choices[0], 20)
     assert (judged.index[0], set(judged["n"]), held_out) == (LAST_TWO, {2}, False)  # of the seeds that both have
     assert "This choice was made on the test images" in page.choices(STUDY, table)
     table = table_of({OUTPUT: [0.1, 0.2], LAST_TWO: [0.8, 0.9]}, validation=[0.7, 0.7, 0.6, 0.6])
@@ -126,6 +128,56 @@ def test_a_choice_on_test_images_says_so_and_one_on_validation_images_hides_the_
     assert f"Chosen on validation images alone: **{OUTPUT}**. Its test accuracy: 15.0%" in text
     assert "85.0" not in text
     assert set(analysis.shown(STUDY, table)["model"]) == {OUTPUT}
+
+
+def test_a_question_about_a_choice_asks_about_what_was_chosen_at_each_number_of_images():
+    random = STUDY.questions[0].first
+    choice = {"choose": "tuned", "among": [OUTPUT, LAST_TWO]}
+    question = {"ask": "?", "first": random, "second": "tuned"}
+    sizes = {n: {"data.target_per_class": n} for n in (20, 30)}
+    changes = {"choices": [choice], "questions": [question], "images_per_class": sizes, "seeds": [1, 2]}
+    asking = Plan.model_validate(DIGITS | changes)
+
+    def metrics(test: float, validation: float) -> dict[str, float]:
+        return {"test_accuracy": test, "validation_accuracy": validation, "train_seconds": 1.0}
+
+    rejected, best = metrics(0.9, 0.7), metrics(0.4, 0.8)  # on validation images alone
+    of_runs = {
+        ("pretrained", 20): {"finetune_output": best, "finetune_fc": rejected},
+        ("pretrained", 30): {"finetune_output": rejected, "finetune_fc": best},
+        ("random", 20): dict.fromkeys(("finetune_output", "finetune_fc"), metrics(0.1, 0.1)),
+        ("random", 30): dict.fromkeys(("finetune_output", "finetune_fc"), metrics(0.1, 0.1)),
+    }
+    done = {
+        plan.experiment_name("digits", run, images, seed): Experiment("0", {"pretrain": {"train_seconds": 2}} | trained)
+        for (run, images), trained in of_runs.items()
+        for seed in asking.seeds
+    }
+    table = analysis.results(asking, "digits", done)
+    chosen = table[table["model"] == "tuned"]
+    assert list(zip(chosen["images"], chosen["stage"], strict=True)) == [
+        *[(20, "finetune_output")] * 2,
+        *[(30, "finetune_fc")] * 2,
+    ]
+    (answer,) = analysis.compare_all(table, asking.questions)
+    assert list(answer["difference"]) == pytest.approx([0.3, 0.3])
+    shown = analysis.shown(asking, table)
+    assert set(shown["model"]) == {random, "last two layers, random features", "tuned"}
+    (ax,) = charts.accuracy_by_images(asking, analysis.summary(shown)).axes
+    assert {line.get_label() for line in ax.containers} == set(shown["model"])
+    assert "Its test accuracy: 40.0%" in page.choices(asking, table)
+    assert "90.0" not in page.choices(asking, table)
+
+
+def test_three_ways_of_fine_tuning_are_shown_by_layers():
+    ways = dict.fromkeys(("output", "last two", "all"), STUDY.models["output layer"])
+    layers = STUDY.model_copy(update={"models": ways})
+    assert not charts.of_layers(STUDY)
+    assert charts.of_layers(layers)
+    table = table_of({f"{way}, {origin}": [0.1 * i, 0.2 * i] for i, way in enumerate(ways) for origin in ways[way]})
+    (ax,) = charts.accuracy_by_layers(layers, analysis.summary(table)).axes
+    for line in ax.containers:
+        assert list(line.lines[0].get_ydata()) == pytest.approx([0, 0.15, 0.3])
 
 
 def test_a_figure_of_one_number_of_images_shows_it():
