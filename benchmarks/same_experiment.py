@@ -2,7 +2,7 @@
 
 Compares the test accuracies of the default recipe with those of the notebook's code: both spreads, the difference with
 its interval, whether the means are equivalent within a margin (two one-sided tests, Schuirmann 1987), and where the
-notebook's published figures lie.
+notebook's published figures lie. All this of the runs that learned anything; the others are counted.
 """
 
 import argparse
@@ -45,12 +45,15 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     if len(rounds := kept_rounds()) < 2:
         sys.exit(f"error: {KEPT}: {len(rounds)} rounds, expected at least 2: run python benchmarks/speed.py")
-    results = results_table(rounds).set_index(["recipe", "model"])["test accuracy"]
+    runs = results_table(rounds)
+    failed = runs[~runs["learned"]].groupby("recipe")["seed"].nunique()
+    results = runs[runs["learned"]].set_index(["recipe", "model"])["test accuracy"]
     rows = {
         model: compared(results[DEFAULT, model].to_numpy(), results[NOTEBOOK, model].to_numpy(), row["test_accuracy"])
         for model, row in TABLE.items()
     }
-    print(f"{len(rounds)} runs of each, in turn; {described(rounds)}\n")
+    print(f"{len(rounds)} runs of each, in turn; {described(rounds)}")
+    print(f"learned nothing, left out: {failed.to_dict() or 'none'}\n")
     print(pd.DataFrame.from_dict(rows, orient="index").rename_axis("model").to_markdown(disable_numparse=True))
 
 

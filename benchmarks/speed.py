@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 
-from stages.reporting.published import RUNS, TABLE
+from stages.reporting.published import RUNS, TABLE, learned
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks/speed.json"
@@ -130,13 +130,17 @@ def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def results_table(rounds: list[Round]) -> pd.DataFrame:
-    """One row for each round, recipe and model: its test accuracy, and the seconds of all training it takes."""
+    """One row for each round, recipe and model: its test accuracy, and the seconds of all training it takes.
+
+    Column learned: whether the round's run of the recipe learned anything, see `published.learned`.
+    """
     return pd.DataFrame(
         {
             "seed": one.seed,
             "recipe": recipe,
             "model": stage,
             "test accuracy": result["test_accuracy"],
+            "learned": learned(run["pretrain"]["test_accuracy"]),
             "seconds": sum(run[name]["train_seconds"] for name in {"pretrain", stage}),
         }
         for one in rounds
@@ -163,7 +167,8 @@ def draw(results: pd.DataFrame, path: Path) -> None:
 
 
 def tables(rounds: list[Round]) -> str:
-    accuracies = results_table(rounds).groupby(["recipe", "model"], sort=False)["test accuracy"]
+    results = results_table(rounds).query("learned")
+    accuracies = results.groupby(["recipe", "model"], sort=False)["test accuracy"]
     timed = alike(rounds, rounds[-1].provenance)
     return f"""Times, rounds: {len(timed)}; {described(timed)}
 
@@ -173,7 +178,8 @@ Peak memory of the largest process, GB
 
 {pd.DataFrame([one.memory for one in timed]).max().round(2).rename("GB").to_markdown()}
 
-Test accuracies, mean and standard deviation over all {len(rounds)} rounds; {described(rounds)}
+Test accuracies, mean and standard deviation over the runs of all {len(rounds)} rounds that learned anything;
+{described(rounds)}
 
 {accuracies.agg(["count", "mean", "std", "min", "max"]).round(4).reset_index().to_markdown(index=False)}
 """
@@ -206,7 +212,7 @@ def main() -> None:
         rounds.append(one)
         KEPT.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
     print(tables(rounds))
-    draw(results_table(alike(rounds, rounds[-1].provenance)), ROOT / "docs/speed.png")
+    draw(results_table(alike(rounds, rounds[-1].provenance)).query("learned"), ROOT / "docs/speed.png")
     if len(rounds) > 1:  # one has no spread
         write_notebook_runs(rounds)
 

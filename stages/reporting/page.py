@@ -58,12 +58,14 @@ def numbers(results: Results, params: Settings) -> dict[str, Any]:
     set_ups: dict[str, list[str]] = {}
     for r in results.all:
         set_ups.setdefault(", ".join(f"{key} {value}" for key, value in r.record["set_up"].items()), []).append(r.stage)
+    rerun, learned_nothing = published.rerun()
     return {
         "source": results.source,
         "tuned": results.tuned,
         "params": params,
         "published": published.TABLE if results.on_the_notebooks_images else {},
-        "rerun": published.rerun(),
+        "rerun": rerun,
+        "learned_nothing": learned_nothing,
         "rerun_where": published.rerun_where(),
         "interval": accuracy_interval,
         "many": MANY,

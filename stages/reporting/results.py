@@ -61,6 +61,12 @@ class Result:
         """The epoch, from 1, that early stopping kept the weights of; None without early stopping."""
         return int(self.history["kept"].argmax()) + 1 if "kept" in self.history else None
 
+    @property
+    def only_answer(self) -> str | None:
+        """The class that a model takes every test image for if it learned nothing; None after no epochs."""
+        answers = self.predictions["predicted"].unique()
+        return str(answers[0]) if len(self.history) and len(answers) == 1 else None
+
     @cached_property
     def metrics(self) -> dict:
         """What ``metrics.json`` has of this model: training accuracy None after no epochs, validation if held out."""

@@ -233,6 +233,17 @@ def test_imbalance_is_said_of_more_than_one_to_three_and_names_the_classes():
         assert "target classes are imbalanced" not in markdown
 
 
+def test_a_model_with_one_answer_is_said_to_have_learned_nothing(params):
+    found = made()
+    one_answer = replace(found.source, predictions=found.source.predictions.assign(predicted=SOURCE[1]))
+    text = rendered(replace(found, source=one_answer))
+    assert f"**`pretrain` learned nothing**: it takes every test image for {SOURCE[1]}." in text
+    assert "`-S seed=2`, or standardised pixels, `-S model.rescale=true`" in text
+    assert "`-S seed=2`." in rendered(replace(found, source=one_answer), params(**{"model.rescale": True}))
+    untrained = replace(one_answer, history=one_answer.history[:0])
+    assert "learned nothing" not in rendered(found) + rendered(replace(found, source=untrained))
+
+
 def test_confidence_is_compared_with_accuracy():
     answer = rendered(made(pretrain={"wrong": range(24)}), section="How far can their")
     assert (
@@ -275,11 +286,13 @@ def test_published_results_stand_beside_those_on_the_notebooks_images_only():
 
 def test_a_run_is_judged_by_the_spread_of_the_notebooks_code(tmp_path, monkeypatch):
     """The middle of three runs 0.01 apart, give or take 0.0497, is where one more falls."""
-    (tmp_path / "runs.csv").write_text(f"# a machine\n{','.join(STAGES)}\n.99,.5,.96\n.98,.51,.95\n1,.49,.94\n")
+    runs = ".99,.5,.96\n.98,.51,.95\n0.2000,0.2000,0.2000\n1,.49,.94\n"  # one of them learned nothing
+    (tmp_path / "runs.csv").write_text(f"# a machine\n{','.join(STAGES)}\n{runs}")
     monkeypatch.setattr(published, "RUNS", tmp_path / "runs.csv")
     first, second = published.CLASSES
     results = made(first, second, {"train": 25_000, "test": 5_000}, finetune_fc={"wrong": range(1000)})
     assert "(a machine)" in rendered(results)
+    assert "Left out: 1 more, which learned nothing" in rendered(results)
     assert tables(rendered(results))[1][1:] == [
         ["pretrain", "3", "0.9900 ± 0.0100", "0.9403 to 1.0000", "0.9980, inside"],
         ["finetune_output", "3", "0.5000 ± 0.0100", "0.4503 to 0.5497", "0.9980, 0.4483 above"],
@@ -288,7 +301,7 @@ def test_a_run_is_judged_by_the_spread_of_the_notebooks_code(tmp_path, monkeypat
 
 
 def test_the_notebooks_code_was_run_again_for_every_model_of_its_table():
-    rerun = published.rerun()
+    rerun, _ = published.rerun()
     assert set(rerun.index) == set(published.TABLE)
     assert (rerun["runs"] > 1).all()
     assert (rerun["low"] < rerun["mean"]).all()
