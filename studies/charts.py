@@ -13,6 +13,10 @@ from studies.plan import Plan
 LINES = [{"ls": "-", "marker": "o"}, {"ls": "--", "marker": "o", "mfc": "white"}, {"ls": ":", "marker": "s"}]
 
 
+def _look(color: int, line: int) -> dict:
+    return {"color": COLORS[color % len(COLORS)], "ms": 5} | LINES[line % len(LINES)]
+
+
 def style(plan: Plan) -> dict[str, dict]:
     """Each model's line: its colour says what is trained, its dashes and marker where the weights come from.
 
@@ -20,11 +24,9 @@ def style(plan: Plan) -> dict[str, dict]:
     """
     origins = list(dict.fromkeys(origin for of_way in plan.models.values() for origin in of_way))
     chosen = [choice.choose for choice in plan.choices if choice.choose in plan.asked]
-    of_choices = {
-        name: {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[0] for i, name in enumerate(chosen, len(plan.models))
-    }
+    of_choices = {name: _look(i, 0) for i, name in enumerate(chosen, len(plan.models))}
     return of_choices | {
-        f"{way}, {origin}": {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[origins.index(origin) % len(LINES)]
+        f"{way}, {origin}": _look(i, origins.index(origin))
         for i, (way, of_way) in enumerate(plan.models.items())
         for origin in of_way
     }
@@ -76,8 +78,7 @@ def accuracy_by_layers(plan: Plan, summary: pd.DataFrame) -> Figure:
         for i, origin in enumerate(origins):
             rows = summary.reindex([(f"{way}, {origin}", n) for way in plan.models])
             errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-            look = {"color": COLORS[i % len(COLORS)], "ms": 5} | LINES[i % len(LINES)]
-            ax.errorbar(range(len(rows)), rows["mean"], errors, capsize=2, elinewidth=1, label=origin, **look)
+            ax.errorbar(range(len(rows)), rows["mean"], errors, capsize=2, elinewidth=1, label=origin, **_look(i, i))
         ax.set_xticks(range(len(plan.models)), list(plan.models), rotation=30, ha="right")
         ax.set_title(f"{n:,} images per class", fontsize=9, loc="left")
         ax.grid(alpha=0.3)

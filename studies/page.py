@@ -270,15 +270,16 @@ def write(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str])
     page = Path(plan.page)
     folder = page.with_suffix("")
     shown = analysis.shown(plan, table)
+    summary = analysis.summary(shown)
     most = max(plan.images_per_class)
     gains = {question.ask: analysis.class_gains(table, question, most) for question in plan.questions}
     gains = {ask: of_seeds for ask, of_seeds in gains.items() if len(of_seeds)}
     drawn = {
-        "accuracy_by_images": charts.accuracy_by_images(plan, analysis.summary(shown)),
+        "accuracy_by_images": charts.accuracy_by_images(plan, summary),
         "accuracy_by_time": charts.accuracy_by_time(plan, shown),
     }
     if charts.of_layers(plan):
-        drawn["accuracy_by_layers"] = charts.accuracy_by_layers(plan, analysis.summary(shown))
+        drawn["accuracy_by_layers"] = charts.accuracy_by_layers(plan, summary)
     if gains:
         drawn["class_gains"] = charts.gains_by_class(gains)
     for name, figure in drawn.items():
