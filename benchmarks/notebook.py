@@ -1,7 +1,7 @@
 """The notebook's code as one script, what the pipeline is measured against: ``python benchmarks/notebook.py DATA.npz``.
 
 DATA.npz holds the arrays of ``keras.datasets.cifar10.load_data()``. Written after the notebook's cells, nothing made
-faster; the only additions are the options ``--seed`` and ``--epochs`` and the last line, the results as JSON.
+faster; the only additions are the options and the last line, the results as JSON.
 """
 
 import argparse
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--seed", type=int, help="by default none, as in the notebook")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--pretrain-only", action="store_true")
     options = parser.parse_args()
     epochs = options.epochs
     if options.seed is not None:
@@ -87,8 +88,9 @@ def main() -> None:
     source, target = halves(options.data)
     model = network(source[0].shape[1:])
     results = {"pretrain": train(model, source, epochs)}
-    results["finetune_output"] = fine_tune(model, [len(model.layers) - 1], target, epochs)
-    results["finetune_fc"] = fine_tune(model, [-3, -1], target, epochs)
+    if not options.pretrain_only:
+        results["finetune_output"] = fine_tune(model, [len(model.layers) - 1], target, epochs)
+        results["finetune_fc"] = fine_tune(model, [-3, -1], target, epochs)
     print(json.dumps(results))
 
 
