@@ -1,12 +1,13 @@
-"""Do the pipeline and the notebook's code pretrain alike? ``python benchmarks/pretrainings.py CIFAR10.npz``.
+"""Do the pipeline and the notebook's code pretrain alike? ``python benchmarks/pretrainings.py CIFAR10.npz --runs 7``.
 
-``same_experiment.py`` compares the last epoch, whose test accuracy jumps from epoch to epoch. This compares the mean of
-the last five, too, which jumps less, of pretrainings that ``speed.py`` has not seen: the notebook's code without a
-seed, and the default recipe, two at a time, each on one thread. Prints both for every run, and Welch's tests of the
-runs that learned anything.
+``same_experiment.py`` compares the runs of ``speed.py``. This adds pretrainings with other seeds: the notebook's code
+without a seed beside the default recipe, each on one thread. It compares the last epoch, alone and with the runs of
+``speed.py``; and, as test accuracy jumps from epoch to epoch, the mean of the last five. All this of the runs that
+learned anything. ``pretrainings.json`` keeps every pair: the command goes on after the last.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -15,15 +16,16 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
-from scipy import stats
-from speed import DEFAULT, DVC, NOTEBOOK, ROOT
+from same_experiment import compared
+from speed import DEFAULT, DVC, NOTEBOOK, ROOT, kept_rounds, provenance, results_table
 
-from stages.reporting.published import learned
+from stages.reporting.published import TABLE, learned
 
+KEPT = ROOT / "benchmarks/pretrainings.json"
 FIRST_SEED = 101
-MEASURES = {"last epoch": slice(9, 10), "mean of epochs 6 to 10": slice(5, 10)}
 
 
 def output(command: list[str], folder: Path) -> str:
@@ -49,33 +51,43 @@ def pipelines(data: Path, seed: int) -> list[float]:
         params["seed"], params["threads"], params["data"]["path"] = seed, 1, str(data)
         (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         output([*DVC, "repro", "pretrain"], clone)
-        return pd.read_csv(clone / "reports/history/pretrain.csv")["val_accuracy"].to_list()
+        return pd.read_csv(clone / "reports/history/pretrain.csv")["val_accuracy"].round(4).to_list()
+
+
+def tables(pairs: list[dict]) -> str:
+    runs = {recipe: np.array([pair[recipe] for pair in pairs]) for recipe in (DEFAULT, NOTEBOOK)}
+    runs = {recipe: curves[learned(curves[:, -1])] for recipe, curves in runs.items()}
+    timed = results_table(kept_rounds()).query("model == 'pretrain' and learned").set_index("recipe")["test accuracy"]
+    what = {
+        "last epoch": {recipe: curves[:, -1] for recipe, curves in runs.items()},
+        "mean of the last five epochs": {recipe: curves[:, -5:].mean(axis=1) for recipe, curves in runs.items()},
+        "last epoch, with the runs of speed.py": {
+            recipe: np.concatenate([curves[:, -1], timed[recipe]]) for recipe, curves in runs.items()
+        },
+    }
+    rows = {
+        f"{name}: {len(both[DEFAULT])} and {len(both[NOTEBOOK])} runs": compared(
+            both[DEFAULT], both[NOTEBOOK], TABLE["pretrain"]["test_accuracy"]
+        )
+        for name, both in what.items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("test accuracy of pretrain")
+    return table.drop(columns=["published", "runs at or above it"]).to_markdown(disable_numparse=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--runs", type=int, default=6, help="of each")
+    parser.add_argument("--runs", type=int, default=7, help="of each")
     options = parser.parse_args()
-    data, seeds = options.data.resolve(), range(FIRST_SEED, FIRST_SEED + options.runs)
-    with ThreadPoolExecutor(2) as pool:
-        runs = [(recipe, run) for seed in seeds for recipe, run in (
-            (NOTEBOOK, pool.submit(notebooks, data)), (DEFAULT, pool.submit(pipelines, data, seed)))]  # fmt: skip
-        rows = []
-        for recipe, run in runs:
-            accuracies = run.result()
-            rows.append({"recipe": recipe} | {name: pd.Series(accuracies)[of].mean() for name, of in MEASURES.items()})
-            print(recipe, accuracies, file=sys.stderr, flush=True)
-    runs = pd.DataFrame(rows)
-    print(runs.round(4).to_markdown(index=False), "\n")
-    runs = runs[runs["last epoch"].map(learned)]
-    for name in MEASURES:
-        ours, theirs = (runs.loc[runs["recipe"] == recipe, name] for recipe in (DEFAULT, NOTEBOOK))
-        test = stats.ttest_ind(ours, theirs, equal_var=False)
-        low, high = test.confidence_interval()
-        means = f"{ours.mean():.4f} ± {ours.std():.4f} against {theirs.mean():.4f} ± {theirs.std():.4f}"
-        print(f"{name}: {means}; difference {ours.mean() - theirs.mean():+.4f}", end=" ")
-        print(f"({low:+.4f} to {high:+.4f}), p = {test.pvalue:.3f}")
+    data, pairs = options.data.resolve(), json.loads(KEPT.read_text()) if KEPT.exists() else []
+    while len(pairs) < options.runs:
+        seed = FIRST_SEED + len(pairs)
+        with ThreadPoolExecutor(2) as pool:
+            theirs, ours = pool.submit(notebooks, data), pool.submit(pipelines, data, seed)
+        pairs.append({"seed": seed, "provenance": provenance(), NOTEBOOK: theirs.result(), DEFAULT: ours.result()})
+        KEPT.write_text(json.dumps(pairs, indent=1) + "\n")
+    print(tables(pairs))
 
 
 if __name__ == "__main__":
