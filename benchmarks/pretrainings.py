@@ -1,9 +1,9 @@
 """Do the pipeline and the notebook's code pretrain alike? ``python benchmarks/pretrainings.py CIFAR10.npz --runs 7``.
 
-``same_experiment.py`` compares the runs of ``speed.py``. This adds pretrainings with other seeds: the notebook's code
-without a seed beside the default recipe, each on one thread. It compares the last epoch, alone and with the runs of
-``speed.py``; and, as test accuracy jumps from epoch to epoch, the mean of the last five. All this of the runs that
-learned anything. ``pretrainings.json`` keeps every pair: the command goes on after the last.
+``same_experiment.py`` compares the runs of ``speed.py``. This adds pairs of pretrainings: the notebook's code without a
+seed beside the default recipe with seeds 101, 102, ..., each on one thread. It compares the last epoch, alone and with
+the runs of ``speed.py``, and the mean of the last five, as test accuracy jumps from epoch to epoch. Runs that learned
+nothing are left out. ``pretrainings.json`` keeps every pair: the command resumes after the last.
 """
 
 import argparse
@@ -36,13 +36,13 @@ def output(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def notebooks(data: Path) -> list[float]:
+def notebook_curve(data: Path) -> list[float]:
     """Test accuracy after each epoch."""
     command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data), "--pretrain-only"]
     return [float(accuracy) for accuracy in re.findall(r" val_accuracy: (\S+)", output(command, ROOT))]
 
 
-def pipelines(data: Path, seed: int) -> list[float]:
+def pipeline_curve(data: Path, seed: int) -> list[float]:
     """Test accuracy after each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
@@ -84,7 +84,7 @@ def main() -> None:
     while len(pairs) < options.runs:
         seed = FIRST_SEED + len(pairs)
         with ThreadPoolExecutor(2) as pool:
-            theirs, ours = pool.submit(notebooks, data), pool.submit(pipelines, data, seed)
+            theirs, ours = pool.submit(notebook_curve, data), pool.submit(pipeline_curve, data, seed)
         pairs.append({"seed": seed, "provenance": provenance(), NOTEBOOK: theirs.result(), DEFAULT: ours.result()})
         KEPT.write_text(json.dumps(pairs, indent=1) + "\n")
     print(tables(pairs))
