@@ -3,7 +3,8 @@
 ``same_experiment.py`` compares the runs of ``speed.py``. This adds pairs of pretrainings: the notebook's code without a
 seed beside the default recipe with seeds 101, 102, ..., each on one thread. It compares the last epoch, alone and with
 the runs of ``speed.py``, and the mean of the last five, as test accuracy jumps from epoch to epoch. Runs that learned
-nothing are left out. ``pretrainings.json`` keeps every pair: the command resumes after the last.
+nothing are left out. ``pretrainings.json`` keeps every pair: the command resumes after the last. The report gets the
+notebook's, too, see ``speed.py``.
 """
 
 import argparse
@@ -20,11 +21,20 @@ import numpy as np
 import pandas as pd
 import yaml
 from same_experiment import compared
-from speed import DEFAULT, DVC, NOTEBOOK, ROOT, kept_rounds, provenance, results_table
+from speed import (
+    DEFAULT,
+    DVC,
+    NOTEBOOK,
+    PRETRAININGS,
+    ROOT,
+    kept_rounds,
+    provenance,
+    results_table,
+    write_notebook_runs,
+)
 
 from stages.reporting.published import TABLE, learned
 
-KEPT = ROOT / "benchmarks/pretrainings.json"
 FIRST_SEED = 101
 
 
@@ -80,14 +90,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=int, default=7, help="of each")
     options = parser.parse_args()
-    data, pairs = options.data.resolve(), json.loads(KEPT.read_text()) if KEPT.exists() else []
+    data, pairs = options.data.resolve(), json.loads(PRETRAININGS.read_text()) if PRETRAININGS.exists() else []
     while len(pairs) < options.runs:
         seed = FIRST_SEED + len(pairs)
         with ThreadPoolExecutor(2) as pool:
             theirs, ours = pool.submit(notebook_curve, data), pool.submit(pipeline_curve, data, seed)
         pairs.append({"seed": seed, "provenance": provenance(), NOTEBOOK: theirs.result(), DEFAULT: ours.result()})
-        KEPT.write_text(json.dumps(pairs, indent=1) + "\n")
+        PRETRAININGS.write_text(json.dumps(pairs, indent=1) + "\n")
     print(tables(pairs))
+    write_notebook_runs()
 
 
 if __name__ == "__main__":

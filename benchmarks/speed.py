@@ -8,12 +8,14 @@ recipe in a fresh clone, the first round all of ``docs/recipes``. The rounds' se
 ``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
 delete the file to start anew. Prints ratios to the notebook's code of the same round and peak memory, both of the last
 round's commit and machine alone, and the accuracies of all rounds. Draws ``docs/speed.png``, accuracy against seconds
-of training, and writes the accuracies of the notebook's code to ``stages/reporting/notebook_runs.csv``, for the report.
+of training, and writes the accuracies of the notebook's code to ``stages/reporting/notebook_runs.csv``, for the report,
+with those of ``pretrainings.py``.
 ``same_experiment.py`` compares the accuracies.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -33,6 +35,7 @@ from stages.reporting.published import RUNS, TABLE, learned
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks/speed.json"
+PRETRAININGS = ROOT / "benchmarks/pretrainings.json"
 RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
 FAST = [recipe for recipe in RECIPES if recipe.stem.startswith("fast")]
 IN_FULL = 3  # rounds; the others run the notebook's code and the default recipe alone
@@ -190,11 +193,22 @@ def described(rounds: list[Round]) -> str:
     return "; ".join(", ".join(sorted({one.provenance[key] for one in rounds})) for key in rounds[0].provenance)
 
 
-def write_notebook_runs(rounds: list[Round]) -> None:
+def more_pretrainings() -> list[Round]:
+    """The notebook's code of each pair of ``pretrainings.py``: no fine-tunings, and no times to compare."""
+    pairs = json.loads(PRETRAININGS.read_text()) if PRETRAININGS.exists() else []
+    ends = [{"test_accuracy": pair[NOTEBOOK][-1], "train_seconds": math.nan} for pair in pairs]
+    return [
+        Round(pair["seed"], pair["provenance"], metrics={NOTEBOOK: {"pretrain": end}})
+        for pair, end in zip(pairs, ends, strict=True)
+    ]
+
+
+def write_notebook_runs() -> None:
     """The accuracies of the notebook's code, with where they come from in the first line."""
+    rounds = [*kept_rounds(), *more_pretrainings()]
     results = results_table(rounds).query("recipe == @NOTEBOOK")
     runs = results.pivot_table(index="seed", columns="model", values="test accuracy")
-    said = f"# benchmarks/speed.py on CIFAR-10; {described(rounds)}\n"
+    said = f"# benchmarks/speed.py and pretrainings.py on CIFAR-10; {described(rounds)}\n"
     RUNS.write_text(said + runs[list(TABLE)].to_csv(index=False, float_format="%.4f"))
 
 
@@ -214,7 +228,7 @@ def main() -> None:
     print(tables(rounds))
     draw(results_table(alike(rounds, rounds[-1].provenance)).query("learned"), ROOT / "docs/speed.png")
     if len(rounds) > 1:  # one has no spread
-        write_notebook_runs(rounds)
+        write_notebook_runs()
 
 
 if __name__ == "__main__":

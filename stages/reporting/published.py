@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.reporting.statistics import next_value_interval
 
-RUNS = Path(__file__).with_name("notebook_runs.csv")  # of benchmarks/speed.py
+RUNS = Path(__file__).with_name("notebook_runs.csv")  # of benchmarks/speed.py; no number: not fine-tuned
 
 CLASSES = [["airplane", "automobile", "bird", "cat", "deer"], ["dog", "frog", "horse", "ship", "truck"]]
 COUNTS = {"train": 25_000, "validation": 0, "test": 5_000}  # images of each half
@@ -37,8 +37,8 @@ def rerun() -> tuple[pd.DataFrame, int]:
     runs = pd.read_csv(RUNS, comment="#")
     told = runs[learned(runs["pretrain"])]
     rows = {
-        model: [accuracies.mean(), accuracies.std(), len(accuracies), *next_value_interval(accuracies.to_numpy())]
-        for model, accuracies in told.items()
+        model: [found.mean(), found.std(), len(found), *next_value_interval(found.to_numpy())]
+        for model, found in ((model, accuracies.dropna()) for model, accuracies in told.items())
     }
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "sd", "runs", "low", "high"])
     return table.assign(low=table["low"].clip(lower=0), high=table["high"].clip(upper=1)), len(runs) - len(told)
