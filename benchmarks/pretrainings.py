@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from same_experiment import compared
 from speed import (
     DEFAULT,
@@ -27,13 +26,15 @@ from speed import (
     NOTEBOOK,
     PRETRAININGS,
     ROOT,
+    fresh_clone,
+    kept_pairs,
     kept_rounds,
     provenance,
     results_table,
     write_notebook_runs,
 )
 
-from stages.reporting.published import TABLE, learned
+from stages.reporting.published import learned
 
 FIRST_SEED = 101
 
@@ -56,10 +57,7 @@ def pipeline_curve(data: Path, seed: int) -> list[float]:
     """Test accuracy after each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        params = yaml.safe_load((clone / "params.yaml").read_text())
-        params["seed"], params["threads"], params["data"]["path"] = seed, 1, str(data)
-        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        fresh_clone(clone, data, seed=seed, threads=1)
         output([*DVC, "repro", "pretrain"], clone)
         return pd.read_csv(clone / "reports/history/pretrain.csv")["val_accuracy"].round(4).to_list()
 
@@ -76,13 +74,11 @@ def tables(pairs: list[dict]) -> str:
         },
     }
     rows = {
-        f"{name}: {len(both[DEFAULT])} and {len(both[NOTEBOOK])} runs": compared(
-            both[DEFAULT], both[NOTEBOOK], TABLE["pretrain"]["test_accuracy"]
-        )
+        f"{name}: {len(both[DEFAULT])} and {len(both[NOTEBOOK])} runs": compared(both[DEFAULT], both[NOTEBOOK])
         for name, both in what.items()
     }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("test accuracy of pretrain")
-    return table.drop(columns=["published", "runs at or above it"]).to_markdown(disable_numparse=True)
+    return table.to_markdown(disable_numparse=True)
 
 
 def main() -> None:
@@ -90,7 +86,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=int, default=7, help="of each")
     options = parser.parse_args()
-    data, pairs = options.data.resolve(), json.loads(PRETRAININGS.read_text()) if PRETRAININGS.exists() else []
+    data, pairs = options.data.resolve(), kept_pairs()
     while len(pairs) < options.runs:
         seed = FIRST_SEED + len(pairs)
         with ThreadPoolExecutor(2) as pool:

@@ -69,10 +69,7 @@ class Round:
     def recipe(self, name: str, command: list[str], data: Path, where: Path) -> Path:
         """Run everything in a fresh clone of what is committed, with this round's seed; returns the clone."""
         folder = where / name
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-        params = yaml.safe_load((folder / "params.yaml").read_text())
-        params["seed"], params["data"]["path"] = self.seed, str(data)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        fresh_clone(folder, data, seed=self.seed)
         self.run(f"{name}, end to end", [*DVC, *command], folder)
         self.metrics[name] = json.loads((folder / "reports/metrics.json").read_text())
         return folder
@@ -95,6 +92,15 @@ class Round:
         self.run("report.py changed", [*DVC, "repro"], folder)
         for recipe in FAST if earlier else RECIPES:
             self.recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()], data, where)
+
+
+def fresh_clone(folder: Path, data: Path, **settings: int) -> None:
+    """Clone what is committed into the folder, to run on these images with these settings of the top level."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params |= settings
+    params["data"]["path"] = str(data)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def provenance() -> dict[str, str]:
@@ -193,19 +199,20 @@ def described(rounds: list[Round]) -> str:
     return "; ".join(", ".join(sorted({one.provenance[key] for one in rounds})) for key in rounds[0].provenance)
 
 
-def more_pretrainings() -> list[Round]:
-    """The notebook's code of each pair of ``pretrainings.py``: no fine-tunings, and no times to compare."""
-    pairs = json.loads(PRETRAININGS.read_text()) if PRETRAININGS.exists() else []
-    ends = [{"test_accuracy": pair[NOTEBOOK][-1], "train_seconds": math.nan} for pair in pairs]
-    return [
-        Round(pair["seed"], pair["provenance"], metrics={NOTEBOOK: {"pretrain": end}})
-        for pair, end in zip(pairs, ends, strict=True)
-    ]
+def kept_pairs() -> list[dict]:
+    """What ``pretrainings.py`` left."""
+    return json.loads(PRETRAININGS.read_text()) if PRETRAININGS.exists() else []
+
+
+def pretrained_only(pair: dict) -> Round:
+    """The notebook's code of a pair of ``pretrainings.py``: no fine-tunings, and no time to compare."""
+    end = {"test_accuracy": pair[NOTEBOOK][-1], "train_seconds": math.nan}
+    return Round(pair["seed"], pair["provenance"], metrics={NOTEBOOK: {"pretrain": end}})
 
 
 def write_notebook_runs() -> None:
     """The accuracies of the notebook's code, with where they come from in the first line."""
-    rounds = [*kept_rounds(), *more_pretrainings()]
+    rounds = [*kept_rounds(), *map(pretrained_only, kept_pairs())]
     results = results_table(rounds).query("recipe == @NOTEBOOK")
     runs = results.pivot_table(index="seed", columns="model", values="test accuracy")
     said = f"# benchmarks/speed.py and pretrainings.py on CIFAR-10; {described(rounds)}\n"
