@@ -86,6 +86,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=int, default=7, help="of each")
     options = parser.parse_args()
+    if options.runs < 2:
+        parser.error("--runs: expected at least 2, one run has no spread")
     data, pairs = options.data.resolve(), kept_pairs()
     while len(pairs) < options.runs:
         seed = FIRST_SEED + len(pairs)
