@@ -81,11 +81,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="by default none, as in the notebook")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--pretrain-only", action="store_true")
+    parser.add_argument("--pretrained", help="a network's .keras file: fine-tune its last two layers, no more")
     options = parser.parse_args()
     epochs = options.epochs
     if options.seed is not None:
         keras.utils.set_random_seed(options.seed)
     source, target = halves(options.data)
+    if options.pretrained:
+        model = keras.models.load_model(options.pretrained)
+        print(json.dumps({"finetune_fc": fine_tune(model, [-3, -1], target, epochs)}))
+        return
     model = network(source[0].shape[1:])
     results = {"pretrain": train(model, source, epochs)}
     if not options.pretrain_only:
