@@ -186,9 +186,8 @@ def choose(table: pd.DataFrame, choice: Choice, images: int) -> tuple[pd.DataFra
 def _chosen(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:
     """The rows of the best candidate at each number of images, under the choice's name."""
     best = {images: choose(table, choice, images)[0].index[:1] for images in table["images"].unique()}
-    return table[[model in best[n] for model, n in zip(table["model"], table["images"], strict=True)]].assign(
-        model=choice.choose
-    )
+    rows = table[[model in best[n] for model, n in zip(table["model"], table["images"], strict=True)]]
+    return rows.assign(model=choice.choose).sort_values("images", kind="stable")
 
 
 def shown(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:

@@ -143,8 +143,8 @@ def test_a_question_about_a_choice_asks_about_what_was_chosen_at_each_number_of_
 
     rejected, best = metrics(0.9, 0.7), metrics(0.4, 0.8)  # on validation images alone
     of_runs = {
-        ("pretrained", 20): {"finetune_output": best, "finetune_fc": rejected},
-        ("pretrained", 30): {"finetune_output": rejected, "finetune_fc": best},
+        ("pretrained", 20): {"finetune_output": rejected, "finetune_fc": best},
+        ("pretrained", 30): {"finetune_output": best, "finetune_fc": rejected},
         ("random", 20): dict.fromkeys(("finetune_output", "finetune_fc"), metrics(0.1, 0.1)),
         ("random", 30): dict.fromkeys(("finetune_output", "finetune_fc"), metrics(0.1, 0.1)),
     }
@@ -156,8 +156,8 @@ def test_a_question_about_a_choice_asks_about_what_was_chosen_at_each_number_of_
     table = analysis.results(asking, "digits", done)
     chosen = table[table["model"] == "tuned"]
     assert list(zip(chosen["images"], chosen["stage"], strict=True)) == [
-        *[(20, "finetune_output")] * 2,
-        *[(30, "finetune_fc")] * 2,
+        *[(20, "finetune_fc")] * 2,
+        *[(30, "finetune_output")] * 2,
     ]
     (answer,) = analysis.compare_all(table, asking.questions)
     assert list(answer["difference"]) == pytest.approx([0.3, 0.3])
