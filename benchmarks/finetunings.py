@@ -2,15 +2,14 @@
 
 ``same_experiment.py`` found the pipeline's `finetune_fc` lower, over runs of which each had a pretraining of its own.
 Here both fine-tune the last two layers of the same networks: the default recipe pretrains one with each of the seeds
-201, 211, ..., and from each the pipeline, with that seed and the next, and the notebook's code, without a seed,
-fine-tune three times, all on one thread. Compares the last epoch, which is what both report, and the mean of the last
-five, network by network. ``finetunings.json`` keeps every network's: the command resumes after the last.
+201, 211, ..., and from each the pipeline, with that seed and the next two, and the notebook's code, without a seed,
+fine-tune three times each; every training on one thread, two networks at a time. Compares the last epoch, which is what
+both report, and the mean of the last five, network by network; networks that learned nothing, or of which a fine-tuning
+did not, are left out. ``finetunings.json`` keeps every network's: the command resumes after the last.
 """
 
 import argparse
 import json
-import re
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,24 +18,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from pretrainings import output
+from pretrainings import notebook_curve, output
 from same_experiment import MARGIN
 from scipy import stats
 from speed import DEFAULT, DVC, NOTEBOOK, ROOT, fresh_clone, provenance
+
+from stages.reporting.published import learned
 
 KEPT = ROOT / "benchmarks/finetunings.json"
 STAGE = "finetune_fc"
 FINE_TUNINGS = 3
 
 
-def notebook_curve(data: Path, pretrained: Path) -> list[float]:
-    """Test accuracy after each epoch of fine-tuning a network."""
-    command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data), "--pretrained", str(pretrained)]
-    return [float(accuracy) for accuracy in re.findall(r" val_accuracy: (\S+)", output(command, ROOT))]
-
-
 def pipeline_curve(clone: Path, seed: int) -> list[float]:
-    """The same with the pipeline, of the network that the clone has."""
+    """Test accuracy after each epoch of fine-tuning the network that the clone has."""
     params = yaml.safe_load((clone / "params.yaml").read_text())
     (clone / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}, sort_keys=False))
     output([*DVC, "repro", "--single-item", STAGE], clone)
@@ -45,6 +40,7 @@ def pipeline_curve(clone: Path, seed: int) -> list[float]:
 
 def fine_tuned(data: Path, seed: int) -> dict:
     """Pretrain a network, and fine-tune it several times with both."""
+    made_with = provenance()
     curves: dict[str, list[list[float]]] = {DEFAULT: [], NOTEBOOK: []}
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
@@ -52,8 +48,8 @@ def fine_tuned(data: Path, seed: int) -> dict:
         output([*DVC, "repro", "pretrain"], clone)
         for again in range(FINE_TUNINGS):
             curves[DEFAULT].append(pipeline_curve(clone, seed + again))
-            curves[NOTEBOOK].append(notebook_curve(data, clone / "models/pretrain.keras"))
-    return {"seed": seed, "provenance": provenance(), **curves}
+            curves[NOTEBOOK].append(notebook_curve(data, "--pretrained", str(clone / "models/pretrain.keras")))
+    return {"seed": seed, "provenance": made_with, **curves}
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, str]:
@@ -73,19 +69,20 @@ def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, str]:
 
 
 def table(networks: list[dict]) -> str:
-    ours, theirs = (np.array([network[recipe] for network in networks]) for recipe in (DEFAULT, NOTEBOOK))
+    curves = np.array([[network[recipe] for recipe in (DEFAULT, NOTEBOOK)] for network in networks])
+    ours, theirs = curves[learned(curves[..., -1]).all(axis=(1, 2))].swapaxes(0, 1)
     rows = {
-        "last epoch": compared(*(curves[..., -1].mean(axis=1) for curves in (ours, theirs))),
-        "mean of the last five epochs": compared(*(curves[..., -5:].mean(axis=(1, 2)) for curves in (ours, theirs))),
+        "last epoch": compared(ours[..., -1].mean(axis=1), theirs[..., -1].mean(axis=1)),
+        "mean of the last five epochs": compared(ours[..., -5:].mean(axis=(1, 2)), theirs[..., -5:].mean(axis=(1, 2))),
     }
-    compared_both = pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"test accuracy of {STAGE}")
+    compared_both = pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"{STAGE}, {len(ours)} networks")
     return compared_both.to_markdown(disable_numparse=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--networks", type=int, default=6)
+    parser.add_argument("--networks", type=int, default=6, help="in all, those kept included")
     options = parser.parse_args()
     if options.networks < 2:
         parser.error("--networks: expected at least 2, one has no spread")
@@ -95,7 +92,7 @@ def main() -> None:
         for network in pool.map(partial(fine_tuned, options.data.resolve()), seeds):
             networks.append(network)
             KEPT.write_text(json.dumps(networks, indent=1) + "\n")
-    print(f"networks: {len(networks)}, each fine-tuned {FINE_TUNINGS} times by both\n\n{table(networks)}")
+    print(table(networks))
 
 
 if __name__ == "__main__":

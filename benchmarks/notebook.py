@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="by default none, as in the notebook")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--pretrain-only", action="store_true")
-    parser.add_argument("--pretrained", help="a network's .keras file: fine-tune its last two layers, no more")
+    parser.add_argument("--pretrained", help="only fine-tune the last two layers of this .keras file's network")
     options = parser.parse_args()
     epochs = options.epochs
     if options.seed is not None:

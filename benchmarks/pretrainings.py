@@ -47,9 +47,9 @@ def output(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def notebook_curve(data: Path) -> list[float]:
+def notebook_curve(data: Path, *options: str) -> list[float]:
     """Test accuracy after each epoch."""
-    command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data), "--pretrain-only"]
+    command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data), *options]
     return [float(accuracy) for accuracy in re.findall(r" val_accuracy: (\S+)", output(command, ROOT))]
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     while len(pairs) < options.runs:
         seed = FIRST_SEED + len(pairs)
         with ThreadPoolExecutor(2) as pool:
-            theirs, ours = pool.submit(notebook_curve, data), pool.submit(pipeline_curve, data, seed)
+            theirs, ours = pool.submit(notebook_curve, data, "--pretrain-only"), pool.submit(pipeline_curve, data, seed)
         pairs.append({"seed": seed, "provenance": provenance(), NOTEBOOK: theirs.result(), DEFAULT: ours.result()})
         PRETRAININGS.write_text(json.dumps(pairs, indent=1) + "\n")
     print(tables(pairs))
