@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from pretrainings import notebook_curve, output
-from same_experiment import MARGIN
+from pretrainings import history, notebook_curve, output
+from same_experiment import differ
 from scipy import stats
 from speed import DEFAULT, DVC, NOTEBOOK, ROOT, fresh_clone, provenance
 
@@ -35,7 +35,7 @@ def pipeline_curve(clone: Path, seed: int) -> list[float]:
     params = yaml.safe_load((clone / "params.yaml").read_text())
     (clone / "params.yaml").write_text(yaml.safe_dump(params | {"seed": seed}, sort_keys=False))
     output([*DVC, "repro", "--single-item", STAGE], clone)
-    return pd.read_csv(clone / f"reports/history/{STAGE}.csv")["val_accuracy"].round(4).to_list()
+    return history(clone, STAGE)
 
 
 def fine_tuned(data: Path, seed: int) -> dict:
@@ -54,18 +54,8 @@ def fine_tuned(data: Path, seed: int) -> dict:
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, str]:
     """Compare the networks' means, in pairs."""
-    difference = ours - theirs
-    test = stats.ttest_1samp(difference, 0)
-    low, high = test.confidence_interval(0.95)
-    not_below = stats.ttest_1samp(difference, -MARGIN, alternative="greater")
-    not_above = stats.ttest_1samp(difference, MARGIN, alternative="less")
-    return {
-        DEFAULT: f"{ours.mean():.4f}",
-        NOTEBOOK: f"{theirs.mean():.4f}",
-        "difference, 95% interval": f"{difference.mean():+.4f} ({low:+.4f} to {high:+.4f})",
-        "p": f"{test.pvalue:.3f}",
-        f"equivalent within {MARGIN}: p": f"{max(not_below.pvalue, not_above.pvalue):.4f}",
-    }
+    means = {DEFAULT: f"{ours.mean():.4f}", NOTEBOOK: f"{theirs.mean():.4f}"}
+    return means | differ(ours, theirs, stats.ttest_rel)
 
 
 def table(networks: list[dict]) -> str:

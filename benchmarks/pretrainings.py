@@ -53,13 +53,18 @@ def notebook_curve(data: Path, *options: str) -> list[float]:
     return [float(accuracy) for accuracy in re.findall(r" val_accuracy: (\S+)", output(command, ROOT))]
 
 
+def history(clone: Path, stage: str) -> list[float]:
+    """Test accuracy after each epoch of a stage that has run."""
+    return pd.read_csv(clone / f"reports/history/{stage}.csv")["val_accuracy"].round(4).to_list()
+
+
 def pipeline_curve(data: Path, seed: int) -> list[float]:
     """Test accuracy after each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         fresh_clone(clone, data, seed=seed, threads=1)
         output([*DVC, "repro", "pretrain"], clone)
-        return pd.read_csv(clone / "reports/history/pretrain.csv")["val_accuracy"].round(4).to_list()
+        return history(clone, "pretrain")
 
 
 def tables(pairs: list[dict]) -> str:
