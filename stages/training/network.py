@@ -73,10 +73,10 @@ def _count_weights(image_shape: tuple[int, ...], classes: int, params: Network) 
 
 
 def _standardise(x_train: np.ndarray) -> keras.layers.Layer:
-    """Exact in whole numbers, in batches as squares of all images would not fit."""
+    """Of images uint8 (N, H, W, C). Exact in whole numbers, in batches as squares of all images would not fit."""
     pixels = x_train.size // x_train.shape[-1]
     batches = [x_train[start : start + 500] for start in range(0, len(x_train), 500)]
-    # Images first, then pixels: to keep an axis of three alone, NumPy takes several times as long.
+    # Over images first, then over pixels: NumPy is several times slower if one sum leaves only the axis of channels.
     mean = sum(batch.sum(axis=0, dtype=np.int64).sum(axis=(0, 1)) for batch in batches) / pixels
     squares = (np.square(batch, dtype=np.uint16) for batch in batches)  # 255**2 fits
     square = sum(batch.sum(axis=0, dtype=np.int64).sum(axis=(0, 1)) for batch in squares) / pixels

@@ -1,11 +1,15 @@
 """The network: its settings, what is frozen, where it is split, and what it weighs."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
+from repository import ROOT
 from stages.settings import Settings
 from stages.shared.errors import UserError
 from stages.shared.program import program
@@ -32,7 +36,15 @@ def test_rescaled_network_standardises_each_channel_of_raw_pixels(build, images)
     standardised = keras.Sequential(model.layers[:1]).predict(images, verbose=0)
     assert standardised.mean(axis=(0, 1, 2)) == pytest.approx([0, 0, 0], abs=1e-4)
     assert standardised.std(axis=(0, 1, 2)) == pytest.approx([1, 1, 1], abs=1e-4)
+    assert model.layers[0].get_config()["mean"] == pytest.approx(images.mean(axis=(0, 1, 2)), rel=1e-12)
+    assert model.layers[0].get_config()["variance"] == pytest.approx(images.var(axis=(0, 1, 2)), rel=1e-12)
     assert [layer.name for layer in model.layers[1:]] == NAMES
+
+
+def test_importing_keras_leaves_the_collector_and_matplotlib_to_others():
+    code = "import gc, sys, stages.training; assert gc.isenabled() and 'matplotlib' not in sys.modules"
+    code += "; import matplotlib.pyplot"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_more_convolutions_than_the_images_have_room_for_are_refused(build):
