@@ -1,6 +1,7 @@
 """The network: build it, choose what is trained, split off what can be computed once."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,13 @@ def _standardise(x_train: np.ndarray) -> keras.layers.Layer:
     """Of images uint8 (N, H, W, C). Exact in whole numbers, in batches as squares of all images would not fit."""
     pixels = x_train.size // x_train.shape[-1]
     batches = [x_train[start : start + 500] for start in range(0, len(x_train), 500)]
-    # Over images first, then over pixels: NumPy is several times slower if one sum leaves only the axis of channels.
-    mean = sum(batch.sum(axis=0, dtype=np.int64).sum(axis=(0, 1)) for batch in batches) / pixels
-    squares = (np.square(batch, dtype=np.uint16) for batch in batches)  # 255**2 fits
-    square = sum(batch.sum(axis=0, dtype=np.int64).sum(axis=(0, 1)) for batch in squares) / pixels
-    variance = square - mean**2
+
+    def mean_of(parts: Iterable[np.ndarray]) -> np.ndarray:
+        # First over images: NumPy is several times slower if one sum leaves nothing but the short axis of channels.
+        return sum(part.sum(axis=0, dtype=np.int64).sum(axis=(0, 1)) for part in parts) / pixels
+
+    mean = mean_of(batches)
+    variance = mean_of(np.square(batch, dtype=np.uint16) for batch in batches) - mean**2  # 255**2 fits
     return keras.layers.Normalization(mean=mean.tolist(), variance=variance.tolist(), name="rescale")
 
 
