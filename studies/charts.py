@@ -10,7 +10,12 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from stages.reporting.figures import COLORS, plain_numbers
 from studies.plan import Plan
 
-LINES = [{"ls": "-", "marker": "o"}, {"ls": "--", "marker": "o", "mfc": "white"}, {"ls": ":", "marker": "s"}]
+LINES = [
+    {"ls": "-", "marker": "o"},
+    {"ls": "--", "marker": "o", "mfc": "white"},
+    {"ls": ":", "marker": "s"},
+    *({"ls": line, "marker": marker} for line, marker in zip(["-.", "-", "--", ":", "-."], "^DvPX", strict=True)),
+]
 
 
 def _look(color: int, line: int) -> dict:
@@ -45,6 +50,7 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
     """Mean test accuracy by number of training images, with its 95% interval; `summary` as `analysis.summary`'s."""
     images = list(plan.images_per_class)
     figure, ax = _axes()
+    ax.set_xlim(min(images) / 1.2, max(images) * 1.2)  # of a single number of images Matplotlib finds none
     for model, of_model in style(plan).items():
         if model in summary.index:
             rows = summary.loc[model]
@@ -52,7 +58,6 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
             ax.errorbar(rows.index, rows["mean"], errors, capsize=2, elinewidth=1, label=model, **of_model)
             ax.fill_between(rows.index, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
     ax.set_xticks(images, [str(n) for n in images])
-    ax.set_xlim(min(images) / 1.2, max(images) * 1.2)  # of a single number of images Matplotlib finds none
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("training images per target class")
     figure.legend(loc="outside right upper", fontsize=8)

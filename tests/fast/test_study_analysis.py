@@ -180,12 +180,20 @@ def test_three_ways_of_fine_tuning_are_shown_by_layers():
         assert list(line.lines[0].get_ydata()) == pytest.approx([0, 0.15, 0.3])
 
 
+@pytest.mark.parametrize("content", PLANS.values(), ids=PLANS)
+def test_no_two_models_of_a_plan_look_alike(content):
+    read = Plan.model_validate(content)
+    looks = [look for model, look in charts.style(read).items() if model in read.asked]
+    assert len({tuple(look.items()) for look in looks}) == len(looks)
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_figure_of_one_number_of_images_shows_it():
-    of_one = STUDY.model_copy(update={"images_per_class": {4500: {}}})
-    table = table_of({OUTPUT: [0.1, 0.2, 0.3]}).assign(images=4500)
+    of_one = STUDY.model_copy(update={"images_per_class": {100: {}}})
+    table = table_of({OUTPUT: [0.1, 0.2, 0.3]}).assign(images=100)
     (ax,) = charts.accuracy_by_images(of_one, analysis.summary(table)).axes
     ax.figure.canvas.draw()
-    assert ax.bbox.x0 < ax.transData.transform((4500, 0.2))[0] < ax.bbox.x1
+    assert ax.bbox.x0 < ax.transData.transform((100, 0.2))[0] < ax.bbox.x1
 
 
 def test_pairs_of_runs_from_different_machines_are_named():
