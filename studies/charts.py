@@ -14,7 +14,11 @@ LINES = [
     {"ls": "-", "marker": "o"},
     {"ls": "--", "marker": "o", "mfc": "white"},
     {"ls": ":", "marker": "s"},
-    *({"ls": line, "marker": marker} for line, marker in zip(["-.", "-", "--", ":", "-."], "^DvPX", strict=True)),
+    {"ls": "-.", "marker": "^"},
+    {"ls": "-", "marker": "D"},
+    {"ls": "--", "marker": "v"},
+    {"ls": ":", "marker": "P"},
+    {"ls": "-.", "marker": "X"},
 ]
 
 
@@ -23,7 +27,7 @@ def _look(color: int, line: int) -> dict:
 
 
 def style(plan: Plan) -> dict[str, dict]:
-    """Each model's line: its colour says what is trained, its dashes and marker where the weights come from.
+    """Each model's line: its colour says what is trained, its dashes and marker in which variant.
 
     A choice that a question is about has a colour of its own.
     """
@@ -51,12 +55,14 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
     images = list(plan.images_per_class)
     figure, ax = _axes()
     ax.set_xlim(min(images) / 1.2, max(images) * 1.2)  # of a single number of images Matplotlib finds none
-    for model, of_model in style(plan).items():
-        if model in summary.index:
-            rows = summary.loc[model]
-            errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-            ax.errorbar(rows.index, rows["mean"], errors, capsize=2, elinewidth=1, label=model, **of_model)
-            ax.fill_between(rows.index, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
+    looks = {model: look for model, look in style(plan).items() if model in summary.index}
+    apart = 1.02 if len(images) == 1 else 1.0  # side by side instead of on top of each other
+    for i, (model, of_model) in enumerate(looks.items()):
+        rows = summary.loc[model]
+        x = rows.index * apart ** (i - (len(looks) - 1) / 2)
+        errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        ax.errorbar(x, rows["mean"], errors, capsize=2, elinewidth=1, label=model, **of_model)
+        ax.fill_between(x, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
     ax.set_xticks(images, [str(n) for n in images])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("training images per target class")

@@ -230,7 +230,7 @@ seeds, not necessarily for other images.
 
 ![test accuracy by number of images]({drawn["accuracy_by_images"]})
 
-Bands: 95% confidence intervals of the mean over seeds.
+Bars and bands: 95% confidence intervals of the mean over seeds.
 
 {accuracies(analysis.summary(shown))}
 
@@ -252,7 +252,7 @@ Effect size: Cohen's d of the paired differences, an overestimate if there are f
 {chosen}
 ## Training time
 
-Each dot is a run; lines join the means, from the fewest images to the most. The seconds, listed in
+Small dots are runs, large marks means; lines join them from the fewest images to the most. The seconds, listed in
 `{folder}/runs.csv`, were measured when each model was trained and depend on what else the machine was doing.
 
 ![test accuracy by training time]({drawn["accuracy_by_time"]})

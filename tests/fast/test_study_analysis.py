@@ -181,19 +181,24 @@ def test_three_ways_of_fine_tuning_are_shown_by_layers():
 
 
 @pytest.mark.parametrize("content", PLANS.values(), ids=PLANS)
-def test_no_two_models_of_a_plan_look_alike(content):
+def test_no_two_models_of_a_figure_look_alike(content):
     read = Plan.model_validate(content)
-    looks = [look for model, look in charts.style(read).items() if model in read.asked]
-    assert len({tuple(look.items()) for look in looks}) == len(looks)
+    stood_for = {name for choice in read.choices if choice.choose in read.asked for name in choice.among} - read.asked
+    looks = [tuple(look.items()) for model, look in charts.style(read).items() if model not in stood_for]
+    assert len(looks) == len(set(looks)) > 1
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_figure_of_one_number_of_images_shows_it():
+def test_figures_of_one_number_of_images_show_every_model():
     of_one = STUDY.model_copy(update={"images_per_class": {100: {}}})
-    table = table_of({OUTPUT: [0.1, 0.2, 0.3]}).assign(images=100)
+    table = table_of({OUTPUT: [0.1, 0.2, 0.3], LAST_TWO: [0.1, 0.2, 0.3]}).assign(images=100, seconds=60.0)
     (ax,) = charts.accuracy_by_images(of_one, analysis.summary(table)).axes
-    ax.figure.canvas.draw()
-    assert ax.bbox.x0 < ax.transData.transform((100, 0.2))[0] < ax.bbox.x1
+    assert len({float(line.lines[0].get_xdata()[0]) for line in ax.containers}) == 2
+    for figure in (ax.figure, charts.accuracy_by_time(of_one, table)):
+        figure.canvas.draw()
+        (ax,) = figure.axes
+        for line in ax.lines:
+            assert ax.bbox.contains(*ax.transData.transform(line.get_xydata()[0]))
 
 
 def test_pairs_of_runs_from_different_machines_are_named():
