@@ -60,10 +60,13 @@ def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, order: Order | 
     """
     images, labels = in_place(x) if isinstance(x, np.ndarray) else x, tf.convert_to_tensor(y)
 
+    # AutoGraph would rewrite these two, which takes time, and leave the files that it writes in the temporary folder.
+    @tf.autograph.experimental.do_not_convert
     def rows(_: tf.Tensor) -> tf.Tensor:
         found = tf.numpy_function(order.rows, [], tf.int64) if order else tf.range(len(y), dtype=tf.int64)
         return tf.ensure_shape(found, [len(y)])
 
+    @tf.autograph.experimental.do_not_convert
     def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, rows), tf.gather(labels, rows)
 

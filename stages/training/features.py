@@ -45,7 +45,7 @@ def features(trunk: keras.Model, x: np.ndarray, where: Place) -> tf.Tensor:
         out = temporary_array(shape, bits, MODELS)
     else:
         out = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.size), bits).reshape(shape)  # aligned
-    compute = tf.function(lambda images: trunk(images, training=False))
+    compute = tf.function(lambda images: trunk(images, training=False), autograph=False)
     size = evaluation_batch(x.shape[1:])
     for start in tqdm(range(0, len(x), size), "frozen layers", disable=None, leave=False):
         batch = slice(start, start + size)

@@ -53,11 +53,15 @@ def load_one_core(stop):
 
 
 def test_surroundings_change_no_byte(repo, tmp_path):
-    """Another path, hash seed, locale, time zone and umask, fewer cores than threads, and those busy."""
-    path = tmp_path / "ein Ordner für Prüfungen, 二"
+    """Another path, hash seed, locale, time zone and umask, fewer cores than threads, and those busy.
+
+    Nor is anything left in the temporary folder.
+    """
+    path, temporary = tmp_path / "ein Ordner für Prüfungen, 二", tmp_path / "temporary"
     path.mkdir()
+    temporary.mkdir()
     other = Repository(path).with_processes_of_its_own()
-    other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu"}
+    other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu", "TMPDIR": str(temporary)}
     stop = multiprocessing.get_context("spawn").Event()
     load = multiprocessing.get_context("spawn").Process(target=load_one_core, args=(stop,))
 
@@ -73,6 +77,7 @@ def test_surroundings_change_no_byte(repo, tmp_path):
         load.join()
     assert stages_run(output) == STAGES
     assert other.bytes_of(*RESULTS) == repo.bytes_of(*RESULTS)
+    assert not list(temporary.iterdir())
 
 
 def renamed(entries):
