@@ -1,7 +1,7 @@
 """The report's figures, PNG."""
 
 import io
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -139,15 +139,18 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> F
     columns = max(1, *(len(wrong) for wrong, _, _ in shown.values()))
     for panel, (stage, (wrong, images, maps)) in zip(panels, shown.items(), strict=True):
         panel.suptitle(f"{stage}{'' if len(wrong) else ': no mistakes'}", x=0.01, ha="left", fontsize=10, weight="bold")
-        axes = panel.subplots(2, columns, squeeze=False)
-        for ax in axes.flat:
-            ax.axis("off")
-        for (ax, below), example, image, heat in zip(axes.T, wrong.to_dict("records"), images, maps, strict=False):
-            for place in (ax, below):
-                place.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
-            over = {"extent": below.images[0].get_extent(), "interpolation": "bilinear", "vmin": 0, "vmax": 1}
-            below.imshow(heat, cmap="jet", alpha=0.5, **over)
+        ax = panel.subplots()  # one for all: a grid of axes takes a second to draw
+        height = images.shape[1] / images.shape[2]
+        for left, example, image, heat in zip(count(0, 1.08), wrong.to_dict("records"), images, maps, strict=False):
+            upper, lower = ((left, left + 1, bottom, bottom + height) for bottom in (height + 0.08, 0))
+            for place in (upper, lower):
+                colour = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+                ax.imshow(colour, cmap="gray", vmin=0, vmax=255, extent=place)
+            ax.imshow(heat, cmap="jet", alpha=0.5, interpolation="bilinear", vmin=0, vmax=1, extent=lower)
             confidence = f"{100 * example['probability']:.0f}%"
             actual, predicted = labels([example["actual"], example["predicted"]])
-            ax.set_title(f"{actual}\ntaken for\n{predicted} {confidence}", fontsize=7)
+            title = f"{actual}\ntaken for\n{predicted} {confidence}"
+            ax.text(left + 0.5, 2 * height + 0.12, title, fontsize=7, ha="center", va="bottom")
+        ax.set(xlim=(0, 1.08 * columns - 0.08), ylim=(0, 2 * height + 0.42))
+        ax.axis("off")
     return figure

@@ -358,12 +358,17 @@ def test_figures_show_the_right_images_and_say_which(drawn, channels, validation
     assert counts == ["19", "1", "0", "0", "20", "0", "1", "0", "19"]
     _, without, panel = shown["mistakes"].subfigs
     assert without.get_suptitle() == "finetune_output: no mistakes"
-    pixels = np.stack([ax.images[0].get_array() for ax in panel.axes if ax.images])
+    (ax,) = panel.axes
+    upper, lower, maps = ax.images[::3], ax.images[1::3], ax.images[2::3]
+    pixels = np.stack([image.get_array() for image in upper + lower])
     expected = found.tuned[1].half.test.x[[50, 3, 50, 3], ..., :3]  # the more confident one first; below, with its map
     assert np.array_equal(pixels, expected if channels > 1 else expected[..., 0])
-    assert [len(ax.images) for ax in panel.axes if ax.images] == [1, 1, 2, 2]
-    assert {tuple(image.get_extent()) for ax in panel.axes for image in ax.images} == {(-0.5, 5.5, 5.5, -0.5)}
-    assert panel.axes[0].get_title() == "hen\ntaken for\nfox 91%"
+    places = [image.get_extent() for image in upper + lower]
+    assert [image.get_extent() for image in maps] == places[2:]
+    assert len({(left, bottom) for left, _, bottom, _ in places}) == 4
+    assert np.array(places) @ [[-1, 0], [1, 0], [0, -1], [0, 1]] == pytest.approx(1)  # as square as the images are
+    assert [text.get_text() for text in ax.texts] == ["hen\ntaken for\nfox 91%", "fox\ntaken for\ngnu 43%"]
+    assert [text.get_position()[0] for text in ax.texts] == [(left + right) / 2 for left, right, _, _ in places[:2]]
 
 
 def test_what_was_run_is_said(params):
