@@ -60,19 +60,18 @@ def batches(x: np.ndarray | tf.Tensor, y: np.ndarray, size: int, order: Order | 
     """
     images, labels = in_place(x) if isinstance(x, np.ndarray) else x, tf.convert_to_tensor(y)
 
-    # AutoGraph would rewrite these two, which takes time, and leave the files that it writes in the temporary folder.
-    @tf.autograph.experimental.do_not_convert
     def rows(_: tf.Tensor) -> tf.Tensor:
         found = tf.numpy_function(order.rows, [], tf.int64) if order else tf.range(len(y), dtype=tf.int64)
         return tf.ensure_shape(found, [len(y)])
 
-    @tf.autograph.experimental.do_not_convert
     def gather(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(images, rows), tf.gather(labels, rows)
 
-    dataset = tf.data.Dataset.range(1).map(rows).unbatch()
+    # AutoGraph would rewrite the two, which takes time, and leave what it writes in the temporary folder.
+    as_it_is = tf.autograph.experimental.do_not_convert
+    dataset = tf.data.Dataset.range(1).map(as_it_is(rows)).unbatch()
     dataset = dataset.batch(size).apply(tf.data.experimental.assert_cardinality(math.ceil(len(y) / size)))
-    dataset = dataset.map(gather, num_parallel_calls=2).prefetch(2)
+    dataset = dataset.map(as_it_is(gather), num_parallel_calls=2).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False  # would copy the images into the graph
