@@ -14,7 +14,7 @@ import sys
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
 sys.path.pop(0)  # no sitecustomize from here
 
-import cpuinfo  # noqa: F401
+import cpuinfo
 import jinja2  # noqa: F401
 import keras  # noqa: F401
 import markdown_it  # noqa: F401
@@ -27,6 +27,9 @@ import scipy.special
 import scipy.stats  # noqa: F401
 import tensorflow  # noqa: F401
 import yaml  # noqa: F401
+
+CPU = cpuinfo.get_cpu_info()  # sleeps for a second
+cpuinfo.get_cpu_info = lambda: CPU
 
 
 def run(request: dict, streams: list[int]) -> None:
