@@ -32,10 +32,11 @@ def differ(ours: np.ndarray, theirs: np.ndarray, test: Callable) -> dict[str, st
     low, high = two_sided.confidence_interval(0.95)
     not_below = test(ours + MARGIN, theirs, alternative="greater")
     not_above = test(ours - MARGIN, theirs, alternative="less")
+    equivalent = max(not_below.pvalue, not_above.pvalue)
     return {
         "difference, 95% interval": f"{ours.mean() - theirs.mean():+.4f} ({low:+.4f} to {high:+.4f})",
         "p": f"{two_sided.pvalue:.3f}",
-        f"equivalent within {MARGIN}: p": f"{max(not_below.pvalue, not_above.pvalue):.4f}",
+        f"equivalent within {MARGIN}: p": f"{equivalent:.4f}" if equivalent >= 1e-4 else "< 0.0001",
     }
 
 
