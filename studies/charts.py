@@ -56,10 +56,12 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
     figure, ax = _axes()
     ax.set_xlim(min(images) / 1.2, max(images) * 1.2)  # of a single number of images Matplotlib finds none
     looks = {model: look for model, look in style(plan).items() if model in summary.index}
-    apart = 1.02 if len(images) == 1 else 1.0  # side by side instead of on top of each other
-    for i, (model, of_model) in enumerate(looks.items()):
+    shifts = np.ones(len(looks))
+    if len(images) == 1:  # side by side instead of on top of each other
+        shifts = 1.15 ** np.linspace(-1, 1, len(looks) + 2)[1:-1]
+    for (model, of_model), shift in zip(looks.items(), shifts, strict=True):
         rows = summary.loc[model]
-        x = rows.index * apart ** (i - (len(looks) - 1) / 2)
+        x = rows.index * shift
         errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
         ax.errorbar(x, rows["mean"], errors, capsize=2, elinewidth=1, label=model, **of_model)
         ax.fill_between(x, rows["low"], rows["high"], color=of_model["color"], alpha=0.15, lw=0)
