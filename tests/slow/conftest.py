@@ -13,7 +13,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # tests import Keras before the stag
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the two longest files, so that both workers end together."""
+    """Start with the two longest files, so that all workers end together."""
     items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_studies.py"))
 
 
