@@ -143,9 +143,9 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> F
         height = images.shape[1] / images.shape[2]
         for left, example, image, heat in zip(count(0, 1.08), wrong.to_dict("records"), images, maps, strict=False):
             upper, lower = ((left, left + 1, bottom, bottom + height) for bottom in (height + 0.08, 0))
+            pixels = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
             for place in (upper, lower):
-                colour = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
-                ax.imshow(colour, cmap="gray", vmin=0, vmax=255, extent=place)
+                ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=place)
             ax.imshow(heat, cmap="jet", alpha=0.5, interpolation="bilinear", vmin=0, vmax=1, extent=lower)
             confidence = f"{100 * example['probability']:.0f}%"
             actual, predicted = labels([example["actual"], example["predicted"]])

@@ -1,7 +1,7 @@
 """Runs stages in forks of a process that has imported their packages: ``python server.py SOCKET``.
 
-Of the tests' time, most was the import of TensorFlow, three seconds a training. It runs nothing before it forks, so a
-fork is as good as a new process; tests that kill or change a process's surroundings start real ones.
+Of the tests' time, most was the import of TensorFlow, three seconds a training. Before it forks it only imports, and
+asks for the CPU, so a fork is as good as a new process; tests that kill or change its surroundings start real ones.
 """
 
 import json
