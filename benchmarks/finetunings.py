@@ -5,7 +5,8 @@ Here both fine-tune the last two layers of the same networks: the default recipe
 201, 211, ..., and from each the pipeline, with that seed and the next two, and the notebook's code, without a seed,
 fine-tune three times each; every training on one thread, two networks at a time. Compares the last epoch, which is what
 both report, and the mean of the last five, network by network; networks that learned nothing, or of which a fine-tuning
-did not, are left out. ``finetunings.json`` keeps every network's: the command resumes after the last.
+did not, are left out. A second table sets the pipeline's means beside the whole runs of ``speed.py``.
+``finetunings.json`` keeps every network's: the command resumes after the last.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import yaml
 from pretrainings import history, notebook_curve, output
 from same_experiment import differ
 from scipy import stats
-from speed import DEFAULT, DVC, NOTEBOOK, ROOT, fresh_clone, provenance
+from speed import DEFAULT, DVC, NOTEBOOK, ROOT, fresh_clone, kept_rounds, provenance, results_table
 
 from stages.reporting.published import learned
 
@@ -58,15 +59,26 @@ def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, str]:
     return means | differ(ours, theirs, stats.ttest_rel)
 
 
-def table(networks: list[dict]) -> str:
+def tables(networks: list[dict]) -> str:
     curves = np.array([[network[recipe] for recipe in (DEFAULT, NOTEBOOK)] for network in networks])
     ours, theirs = curves[learned(curves[..., -1]).all(axis=(1, 2))].swapaxes(0, 1)
-    rows = {
-        "last epoch": compared(ours[..., -1].mean(axis=1), theirs[..., -1].mean(axis=1)),
+    last, of_theirs = ours[..., -1].mean(axis=1), theirs[..., -1].mean(axis=1)
+    paired = {
+        "last epoch": compared(last, of_theirs),
         "mean of the last five epochs": compared(ours[..., -5:].mean(axis=(1, 2)), theirs[..., -5:].mean(axis=(1, 2))),
     }
-    compared_both = pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"{STAGE}, {len(ours)} networks")
-    return compared_both.to_markdown(disable_numparse=True)
+    runs = results_table(kept_rounds()).query(f"model == '{STAGE}' and learned").set_index("recipe")["test accuracy"]
+    rounds, notebooks = runs[DEFAULT].to_numpy(), runs[NOTEBOOK].to_numpy()
+    welch = partial(stats.ttest_ind, equal_var=False)
+    whole = {
+        f"these {len(last)} networks and {len(rounds)} runs of the pipeline": differ(last, rounds, welch),
+        f"all {len(last) + len(rounds)} and {len(notebooks)} runs of the notebook's code": differ(
+            np.concatenate([last, rounds]), notebooks, welch
+        ),
+    }
+    names = {f"{STAGE}, {len(last)} networks": paired, f"{STAGE}, whole runs": whole}
+    shown = [pd.DataFrame.from_dict(rows, orient="index").rename_axis(name) for name, rows in names.items()]
+    return "\n\n".join(table.to_markdown(disable_numparse=True) for table in shown)
 
 
 def main() -> None:
@@ -82,7 +94,7 @@ def main() -> None:
         for network in pool.map(partial(fine_tuned, options.data.resolve()), seeds):
             networks.append(network)
             KEPT.write_text(json.dumps(networks, indent=1) + "\n")
-    print(table(networks))
+    print(tables(networks))
 
 
 if __name__ == "__main__":
