@@ -1,16 +1,10 @@
-"""A study on a cluster that keeps losing its parts: is anything lost, anything trained twice, the page another one?
+"""Kill parts of a cluster that runs a study, and check the result: ``python benchmarks/cluster.py --kills 20``.
 
-    python benchmarks/cluster.py --kills 20
-
-Three machines on loopback, each with a home, caches and a Dask worker of its own, work on `studies/digits.yaml`. They
-reach Git's and DVC's remotes over SSH (needs `sshd`; Debian: openssh-server). One joins late. At random moments a
-worker, a whole machine, the coordinator or the scheduler is killed with -9 and started again, in rounds with other
-settings, until there were enough kills. Then the same study runs on one machine, undisturbed. Exit code 1 if an
-experiment is missing, a pretraining was done twice, or the pages differ.
-
-    python benchmarks/cluster.py --simulate
-
-Experiments that sleep, 1 to 4 workers, up to 1,000: what the engine itself costs.
+Three machines on loopback, each with its own home, caches and Dask worker, run `studies/digits.yaml` and reach the Git
+and DVC remotes over SSH (needs `sshd`; Debian: openssh-server). One of them joins late. At random times a worker, a
+machine, the coordinator or the scheduler is killed with -9 and restarted, in rounds with different settings. After each
+round one machine runs the same study undisturbed. Exit code 1 if an experiment is missing, a pretraining ran twice, or
+the two pages differ.
 """
 
 import argparse
@@ -18,12 +12,10 @@ import os
 import random
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -31,245 +23,167 @@ from pathlib import Path
 import psutil
 import yaml
 
-from stages.settings import Settings
-from studies import runner, worker
-from studies.worker import Base, Ended
-
 ROOT = Path(__file__).resolve().parent.parent
-STUDY = [sys.executable, "-m", "studies", "studies/digits.yaml"]
-SETTINGS = "pretrain.batch_size={}"  # of a round
+PLAN = "studies/digits.yaml"
 WAIT = (10, 40)  # seconds between kills
-DASK = [sys.executable, "-m"]
+KINDS = {"worker": 5, "machine": 2, "coordinator": 3, "scheduler": 1}  # relative frequencies of kills
 
 
-def run(*command: str, folder: Path, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: {done.stdout}")
-    return done.stdout
-
-
-def free_port() -> int:
+def free_port() -> str:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+        return str(server.getsockname()[1])
 
 
 class Cluster:
-    """A folder with an SSH server, the remotes, the user's clone, the scheduler and the machines."""
+    """An SSH server with the remotes, a user's clone, and the processes of a Dask cluster by name."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.key, self.ssh_port, self.dask_port = folder / "key", free_port(), free_port()
-        for key in (self.key, folder / "host"):
-            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key), folder=folder)
-        Path("/run/sshd").mkdir(exist_ok=True)
-        options = {"Port": self.ssh_port, "ListenAddress": "127.0.0.1", "HostKey": folder / "host", "PidFile": "none",
-                   "AuthorizedKeysFile": f"{self.key}.pub", "StrictModes": "no", "UsePAM": "no",
-                   "Subsystem": "sftp internal-sftp"}  # fmt: skip
-        (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
-        sshd = shutil.which("sshd") or "/usr/sbin/sshd"  # wants its absolute path
-        self.sshd = subprocess.Popen([sshd, "-D", "-f", str(folder / "sshd_config")])
-        server = f"ssh://{psutil.Process().username()}@127.0.0.1:{self.ssh_port}"
-        self.user = folder / "user"
-        run("git", "clone", "--quiet", "--bare", str(ROOT), str(folder / "origin.git"), folder=folder)
-        run("git", "clone", "--quiet", str(folder / "origin.git"), str(self.user), folder=folder)
-        (self.user / ".dvc/config").write_text(
-            f"[core]\n    analytics = false\n    remote = store\n['remote \"store\"']\n"
-            f"    url = {server}{folder}/store\n    keyfile = {self.key}\n"
-        )
-        for command in ("config user.name A", "config user.email a@example.org", "add .dvc/config", "commit -qm remote",
-                        "push --quiet", f"remote set-url origin {server}{folder}/origin.git"):  # fmt: skip
-            run("git", *command.split(), folder=self.user)
-        self.commit = run("git", "rev-parse", "HEAD", folder=self.user).strip()
+        self.folder, self.port = folder, free_port()
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.setting = ""  # override of the current round
+        server = f"{self.start_sshd()}{folder}"
+        self.run(".", "git", "clone", "-q", "--bare", str(ROOT), "origin.git")
+        self.run(".", "git", "clone", "-q", "origin.git", "user")
+        self.run("user", "dvc", "remote", "add", "--default", "store", f"{server}/store")
+        self.run("user", "dvc", "remote", "modify", "store", "keyfile", f"{folder}/key")
+        self.run("user", "git", "commit", "-qam", "remote")
+        self.run("user", "git", "push", "-q")
+        self.run("user", "git", "remote", "set-url", "origin", f"{server}/origin.git")
+        self.run(".", "git", "clone", "-q", "origin.git", "alone")
 
-    def environment(self, home: Path) -> dict[str, str]:
+    def start_sshd(self) -> str:
+        """Start an SSH server for the current user and return its URL."""
+        for key in ("key", "host"):
+            self.run(".", "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+        Path("/run/sshd").mkdir(exist_ok=True)
+        port = free_port()
+        options = [
+            f"Port={port}", "ListenAddress=127.0.0.1", f"HostKey={self.folder}/host", "PidFile=none", "UsePAM=no",
+            f"AuthorizedKeysFile={self.folder}/key.pub", "StrictModes=no", "Subsystem=sftp internal-sftp",
+        ]  # fmt: skip
+        sshd = shutil.which("sshd") or "/usr/sbin/sshd"  # refuses to start without its absolute path
+        self.processes["sshd"] = subprocess.Popen([sshd, "-D", "-f", "/dev/null", *(f"-o{each}" for each in options)])
+        return f"ssh://{psutil.Process().username()}@127.0.0.1:{port}"
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return the environment of a machine, with its own home."""
+        home = self.folder / "homes" / name
         (home / "tmp").mkdir(parents=True, exist_ok=True)
-        ssh = f"ssh -i {self.key} -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR"
+        ssh = f"ssh -i {self.folder}/key -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR"
         return os.environ | {
             "HOME": str(home), "XDG_CACHE_HOME": f"{home}/cache", "DVC_SITE_CACHE_DIR": f"{home}/site",
-            "TMPDIR": f"{home}/tmp", "GIT_SSH_COMMAND": ssh, "DVC_NO_ANALYTICS": "1",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+            "TMPDIR": f"{home}/tmp", "GIT_SSH_COMMAND": ssh, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **{f"GIT_{role}_{key}": "a@example.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")},
         }  # fmt: skip
 
-    def start(self, name: str, command: list[str], folder: Path) -> subprocess.Popen:
-        """Start a command in a process group of its own; what it prints is added to NAME.log."""
+    def run(self, name: str, *command: str) -> str:
+        """Run a command in a folder and return its output; exit if it fails."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": self.environment(name)}
+        done = subprocess.run(command, cwd=self.folder / name, text=True, check=False, **streams)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}: {done.stdout}")
+        return done.stdout
+
+    def start(self, name: str) -> None:
+        """Start or restart the scheduler, the coordinator or a machine, and append its output to NAME.log."""
+        self.kill(name)
+        address = f"tcp://127.0.0.1:{self.port}"
+        worker = f"python -m distributed.cli.dask_worker {address} --no-dashboard --nthreads 1 --local-directory ."
+        commands = {
+            "scheduler": f"python -m distributed.cli.dask_scheduler --no-dashboard --host 127.0.0.1 --port {self.port}",
+            "coordinator": f"python -m studies {PLAN} -S {self.setting} --scheduler {address} --retry",
+        }
+        command = commands.get(name, f"while :; do {worker}; sleep 1; done")  # a worker ends with its scheduler
+        folder = self.folder / ("user" if name in commands else name)
+        folder.mkdir(exist_ok=True)
         with (self.folder / f"{name}.log").open("a") as log:
-            return subprocess.Popen(
-                command, cwd=folder, env=self.environment(self.folder / name), stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
+            self.processes[name] = subprocess.Popen(
+                ["bash", "-c", command], cwd=folder, env=self.environment(name), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def scheduler(self) -> subprocess.Popen:
-        command = [*DASK, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self.dask_port)]
-        return self.start("scheduler", [*command, "--no-dashboard"], self.folder)
-
-    def machine(self, name: str) -> subprocess.Popen:
-        """As docs/studies.md says: the worker is started again whenever it ends, as it does with its scheduler."""
-        worker = [*DASK, "distributed.cli.dask_worker", f"tcp://127.0.0.1:{self.dask_port}", "--nthreads", "1"]
-        again = 'while :; do "$@"; sleep 1; done'
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        return self.start(name, ["bash", "-c", again, "-", *worker, "--no-dashboard", "--local-directory", "."], folder)
-
-    def coordinator(self, setting: str) -> subprocess.Popen:
-        address = f"tcp://127.0.0.1:{self.dask_port}"
-        return self.start("coordinator", [*STUDY, "-S", setting, "--scheduler", address, "--retry"], self.user)
-
-
-def end(process: subprocess.Popen) -> None:
-    """Kill a process and all that it started."""
-    with suppress(psutil.NoSuchProcess):
-        for part in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+    def kill(self, *names: str) -> None:
+        """Kill processes and their descendants."""
+        for process in [self.processes.pop(name) for name in names if name in self.processes]:
             with suppress(psutil.NoSuchProcess):
-                part.kill()
-    process.wait()
+                for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
+            process.wait()
 
+    def kill_at_random(self, rng: random.Random) -> str:
+        """Kill a random worker that runs an experiment, or restart another part; returns its kind."""
+        (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+        if kind == "worker":
+            children = psutil.Process().children(recursive=True)
+            experiments = [child for child in children if "runpy.run_module('dvc'" in " ".join(child.cmdline())]
+            rng.choice(experiments).parent().kill()
+        else:
+            self.start(rng.choice([name for name in self.processes if name.startswith(kind)]))
+        return kind
 
-def workers_of(machine: subprocess.Popen) -> list[psutil.Process]:
-    """Dask's workers that are running an experiment."""
-    found = []
-    with suppress(psutil.Error):
-        for process in psutil.Process(machine.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if "runpy.run_module('dvc'" in " ".join(process.cmdline()) and process.parent():
-                    found.append(process.parent())
-    return found
-
-
-def round_of_kills(cluster: Cluster, setting: str, chance: random.Random, kills: Counter, most: int) -> None:
-    """Run the study to its end, killing parts of the cluster."""
-    scheduler = cluster.scheduler()
-    machines = {name: cluster.machine(name) for name in ("machine1", "machine2")}
-    coordinator = cluster.coordinator(setting)
-    late = time.monotonic() + 20
-    try:
+    def run_study(self, rng: random.Random, kills: Counter, most: int) -> None:
+        """Run the study to its end, killing parts of the cluster."""
+        for name in ("scheduler", "machine1", "machine2", "coordinator"):
+            self.start(name)
         while True:
             with suppress(subprocess.TimeoutExpired):
-                if coordinator.wait(timeout=chance.uniform(*WAIT)) == 0:
-                    return
-                coordinator = cluster.coordinator(setting)  # it gave up, such as for want of a scheduler
+                if self.processes["coordinator"].wait(timeout=rng.uniform(*WAIT)) == 0:
+                    break
+                self.start("coordinator")  # it gave up, such as without a scheduler
                 continue
-            if kills.total() >= most:
-                continue
-            if "machine3" not in machines and time.monotonic() > late:
-                machines["machine3"] = cluster.machine("machine3")
-            kind = chance.choices(["worker", "machine", "coordinator", "scheduler"], [5, 2, 3, 1])[0]
-            if kind == "worker":
-                running = [worker for machine in machines.values() for worker in workers_of(machine)]
-                if not running:
-                    continue
-                chance.choice(running).kill()
-            elif kind == "machine":
-                name = chance.choice(list(machines))
-                end(machines[name])
-                machines[name] = cluster.machine(name)
-            elif kind == "coordinator":
-                end(coordinator)
-                coordinator = cluster.coordinator(setting)
-            else:
-                end(scheduler)
-                scheduler = cluster.scheduler()
-            kills[kind] += 1
-            print(f"killed: {kind}; {dict(kills)}", flush=True)
-    finally:
-        for process in (coordinator, *machines.values(), scheduler):
-            end(process)
+            if "machine3" not in self.processes:
+                self.start("machine3")
+            if kills.total() < most:
+                with suppress(IndexError, psutil.Error):  # no worker is busy, or one has just ended
+                    kills[self.kill_at_random(rng)] += 1
+                    print(f"kills: {dict(kills)}", flush=True)
+        self.kill("coordinator", "machine1", "machine2", "machine3", "scheduler")
 
+    def count_trainings(self, stage: str) -> tuple[int, int]:
+        """Count a stage's different trainings and the repeated ones: folders and files in all of DVC's run caches."""
+        caches = [*self.folder.glob("homes/machine*/cache/*/studies/runs"), self.folder / "store/runs"]
+        files = {path.relative_to(cache): path for cache in caches for path in cache.rglob("*") if path.is_file()}
+        runs = [path for path, file in files.items() if re.search(rf"stages\.{stage}\b", file.read_text())]
+        different = {path.parent for path in runs}
+        return len(different), len(runs) - len(different)
 
-def trained(cluster: Cluster, stage: str) -> tuple[int, int]:
-    """How many different trainings of a stage ended on any machine, and how many of these once more.
-
-    DVC's run caches, the machines' and the remote's, have a folder for each training, in it a file each time it ended.
-    """
-    runs = [*cluster.folder.glob("machine*/cache/*/studies/runs"), cluster.folder / "store/runs"]
-    files = {path.relative_to(folder): path for folder in runs for path in folder.rglob("*") if path.is_file()}
-    ended = [path for path, file in files.items() if re.search(rf"stages\.{stage}\b", file.read_text())]
-    different = {path.parent for path in ended}
-    return len(different), len(ended) - len(different)
-
-
-def undisturbed(cluster: Cluster, setting: str) -> bytes:
-    """The page that one machine writes."""
-    alone = cluster.folder / "alone"
-    if not alone.exists():
-        run("git", "clone", "--quiet", str(cluster.folder / "origin.git"), str(alone), folder=cluster.folder)
-    environment = cluster.environment(cluster.folder / "home of alone") | {
-        f"GIT_{role}_{what}": "a" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    run(*STUDY, "-S", setting, folder=alone, environment=environment)
-    return (alone / "reports/study.md").read_bytes()
-
-
-def kill_at_random(kills_wanted: int, seed: int) -> bool:
-    """Whether all was as it must be."""
-    chance, kills, good, number = random.Random(seed), Counter(), True, 0
-    plan = yaml.safe_load((ROOT / "studies/digits.yaml").read_text())
-    experiments = len(plan["seeds"]) * len(plan["runs"])
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(Path(folder))
-        try:
-            while kills.total() < kills_wanted:
-                number += 1
-                setting = SETTINGS.format(60 + number)
-                round_of_kills(cluster, setting, chance, kills, kills_wanted)
-                origin = cluster.folder / "origin.git"
-                there = len(run("git", "for-each-ref", f"refs/exps/{cluster.commit[:2]}", folder=origin).splitlines())
-                same = (cluster.user / "reports/study.md").read_bytes() == undisturbed(cluster, setting)
-                pretrained, again = trained(cluster, "pretrain")
-                finetuned, finetuned_again = trained(cluster, "finetune")
-                print(
-                    f"round {number}: kills so far {kills.total()} {dict(kills)}; experiments there: {there} of "
-                    f"{experiments}; pretrainings so far: {pretrained} of {number * experiments}, again: {again}; "
-                    f"fine-tunings: {finetuned} of {number * 2 * experiments}, again: {finetuned_again}; "
-                    f"page: {'the same bytes' if same else 'DIFFERS'}",
-                    flush=True,
-                )
-                whole = (there, pretrained, finetuned) == (experiments, number * experiments, 2 * number * experiments)
-                good &= same and whole and not again
-        finally:
-            cluster.sshd.send_signal(signal.SIGTERM)
-    return good
-
-
-def sleep_instead(base: Base, name: str, overrides: list[str], leads: bool) -> Ended:
-    """In place of an experiment."""
-    time.sleep(float(base.git))
-    return Ended("done", "")
-
-
-def simulate() -> None:
-    """Print what experiments that sleep take with 1, 2 and 4 workers, and what the engine adds to each."""
-    settings = Settings().by_key()
-    os.chdir(ROOT)
-    worker.run, runner.experiments = sleep_instead, lambda base, wanted: {}
-    print("workers  experiments  asleep, s  took, s  speed-up  engine per experiment, ms")
-    for count, asleep in ((96, 1.0), (1_000, 0.1)):
-        wanted = {f"simulated_{i}": settings | {"seed": i} for i in range(count)}
-        for workers in (1, 2, 4):
-            with runner.cluster({}, workers) as client:
-                study = runner.Study(client, Base(str(asleep), "", "", "", ""), wanted, retry=True)
-                study._show = lambda: None
-                start = time.monotonic()
-                study.run()
-                took = time.monotonic() - start
-            cost = (took - count * asleep / workers) / count * 1000
-            print(
-                f"{workers:7} {count:12} {asleep:10} {took:8.1f} {count * asleep / took:9.2f} {cost:26.1f}", flush=True
-            )
+    def check(self, rounds: int) -> bool:
+        """Check the last round's experiments and page, and the trainings of all rounds."""
+        self.run("alone", "python", "-m", "studies", PLAN, "-S", self.setting)
+        plan, head = yaml.safe_load((ROOT / PLAN).read_text()), self.run("user", "git", "rev-parse", "HEAD")
+        same = len({(self.folder / clone / plan["page"]).read_bytes() for clone in ("user", "alone")}) == 1
+        expected = len(plan["seeds"]) * len(plan["runs"])
+        found = len(self.run("origin.git", "git", "for-each-ref", f"refs/exps/{head[:2]}").splitlines())
+        trainings = {stage: self.count_trainings(stage) for stage in ("pretrain", "finetune")}
+        print(
+            f"round {rounds}: experiments: {found} of {expected}; different and repeated trainings of all rounds: "
+            f"{trainings}; pages: {'the same bytes' if same else 'DIFFERENT'}",
+            flush=True,
+        )
+        complete = found == expected and trainings["finetune"][0] == 2 * rounds * expected
+        return same and complete and trainings["pretrain"] == (rounds * expected, 0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     options = parser.parse_args()
-    if options.simulate:
-        return simulate()
-    sys.exit(not kill_at_random(options.kills, options.seed))
+    rng, kills, rounds, passed = random.Random(options.seed), Counter(), 0, True
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            while kills.total() < options.kills:
+                rounds += 1
+                cluster.setting = f"pretrain.batch_size={60 + rounds}"
+                cluster.run_study(rng, kills, options.kills)
+                passed &= cluster.check(rounds)
+        finally:
+            cluster.kill(*cluster.processes)
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,16 @@
-"""Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 10``.
+"""Time the notebook's code and the pipeline in turn: ``python benchmarks/speed.py CIFAR10.npz --rounds 12``.
 
-Each round runs, one after the other and nothing beside it: the notebook's code (``notebook.py``, no seed), and `dvc
-repro` in a fresh clone with an empty cache. A commit's first three rounds on a machine go on there with another
-learning rate for `finetune_fc`, `dvc repro` with nothing to do, and after a change of ``report.py``; then run each fast
-recipe in a fresh clone, the first round all of ``docs/recipes``. The rounds' seeds are 1, 2, ....
+A round runs the notebook's code (``notebook.py``, no seed), then `dvc repro` in a fresh clone with an empty cache, then
+that clone again with one changed setting, without a change and with a changed ``report.py``, and each recipe of
+``docs/recipes`` in a fresh clone. Nothing else should run meanwhile. The rounds' seeds are 1, 2, ....
 
-``speed.json`` keeps every round as soon as it ends, with its machine and commit: the command goes on after the last;
-delete the file to start anew. Prints ratios to the notebook's code of the same round and peak memory, both of the last
-round's commit and machine alone, and the accuracies of all rounds. Draws ``docs/speed.png``, accuracy against seconds
-of training, and writes the accuracies of the notebook's code to ``stages/reporting/notebook_runs.csv``, for the report,
-with those of ``pretrainings.py``.
-``same_experiment.py`` compares the accuracies.
+``speed.json`` stores each finished round; the command resumes after the last one. Prints times and memory of the last
+round's commit and machine, the accuracies of all rounds, and those of the notebook's code at the last commit as rows to
+add by hand to ``stages/reporting/notebook_runs.csv``, which names its commits in the first line.
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import subprocess
@@ -26,26 +21,21 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import cpuinfo
-import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 
-from stages.reporting.published import RUNS, TABLE, learned
+from stages.reporting.notebook import has_learned
+from stages.shared.machine import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ROOT / "benchmarks/speed.json"
-PRETRAININGS = ROOT / "benchmarks/pretrainings.json"
-RECIPES = sorted(ROOT.glob("docs/recipes/*.txt"))
-FAST = [recipe for recipe in RECIPES if recipe.stem.startswith("fast")]
-IN_FULL = 3  # rounds; the others run the notebook's code and the default recipe alone
+STORED = ROOT / "benchmarks/speed.json"
 NOTEBOOK, DEFAULT = "notebook's code", "default recipe"
 DVC = [sys.executable, "-m", "dvc"]
 
 
 @dataclass
 class Round:
-    """What one seed's runs took and gave: seconds and peak memory (GB) by what was run, metrics by recipe."""
+    """Measurements with one seed: seconds and peak memory (GB) of each run, metrics of each recipe's models."""
 
     seed: int
     provenance: dict[str, str]
@@ -54,7 +44,7 @@ class Round:
     metrics: dict[str, dict] = field(default_factory=dict)
 
     def run(self, name: str, command: list[str], folder: Path) -> str:
-        """Run a command, note its seconds and its largest process's memory, and return the last line it printed."""
+        """Run and measure a command; returns the last line of its output."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         start = time.perf_counter()
         process = subprocess.Popen(command, cwd=folder, text=True, **streams)
@@ -66,176 +56,86 @@ class Round:
         print(f"seed {self.seed}: {name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
         return output.strip().splitlines()[-1]
 
-    def recipe(self, name: str, command: list[str], data: Path, where: Path) -> Path:
-        """Run everything in a fresh clone of what is committed, with this round's seed; returns the clone."""
-        folder = where / name
-        fresh_clone(folder, data, seed=self.seed)
-        self.run(f"{name}, end to end", [*DVC, *command], folder)
-        self.metrics[name] = json.loads((folder / "reports/metrics.json").read_text())
-        return folder
+    def run_recipe(self, name: str, command: list[str], data: Path, parent: Path) -> Path:
+        """Run a DVC command in a fresh clone with this round's seed; returns the clone."""
+        clone = parent / name
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        params = yaml.safe_load((clone / "params.yaml").read_text()) | {"seed": self.seed}
+        params["data"]["path"] = str(data)
+        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        self.run(f"{name}, end to end", [*DVC, *command], clone)
+        self.metrics[name] = json.loads((clone / "reports/metrics.json").read_text())
+        for stage, metrics in self.metrics[name].items():
+            metrics["train_seconds"] = json.loads((clone / f"reports/timing/{stage}.json").read_text())["train_seconds"]
+        return clone
 
-    def everything(self, data: Path, where: Path, earlier: int) -> None:
-        """Run it all, or a part if there are `earlier` rounds of the same commit and machine."""
+    def run_all(self, data: Path, parent: Path) -> None:
         command = [sys.executable, str(ROOT / "benchmarks/notebook.py"), str(data)]
-        self.metrics[NOTEBOOK] = json.loads(self.run(NOTEBOOK, command, where))
-        folder = self.recipe(DEFAULT, ["repro"], data, where)
-        for stage, result in self.metrics[NOTEBOOK].items():
+        self.metrics[NOTEBOOK] = json.loads(self.run(NOTEBOOK, command, parent))
+        clone = self.run_recipe(DEFAULT, ["repro"], data, parent)
+        for stage, metrics in self.metrics[NOTEBOOK].items():
             self.seconds[f"{stage}, training"] = self.metrics[DEFAULT][stage]["train_seconds"]
-            self.seconds[f"{NOTEBOOK}: {stage}, training"] = result["train_seconds"]
-        if earlier >= IN_FULL:
-            return
+            self.seconds[f"{NOTEBOOK}: {stage}, training"] = metrics["train_seconds"]
         change = [*DVC, "exp", "run", "-S", "finetune_fc.learning_rate=0.002"]
-        self.run("one parameter of finetune_fc changed", change, folder)
-        self.run("nothing changed", [*DVC, "repro"], folder)
-        report = folder / "stages/report.py"
+        self.run("one parameter of finetune_fc changed", change, clone)
+        self.run("nothing changed", [*DVC, "repro"], clone)
+        report = clone / "stages/report.py"
         report.write_text(report.read_text() + "# changed\n")
-        self.run("report.py changed", [*DVC, "repro"], folder)
-        for recipe in FAST if earlier else RECIPES:
-            self.recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()], data, where)
-
-
-def fresh_clone(folder: Path, data: Path, **settings: int) -> None:
-    """Clone what is committed into the folder, to run on these images with these settings of the top level."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    params |= settings
-    params["data"]["path"] = str(data)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        self.run("report.py changed", [*DVC, "repro"], clone)
+        for recipe in sorted(ROOT.glob("docs/recipes/*.txt")):
+            self.run_recipe(f"{recipe.stem} recipe", ["exp", "run", *recipe.read_text().split()], data, parent)
 
 
 def provenance() -> dict[str, str]:
-    """What the numbers depend on."""
+    """Return the commit, machine and software that the measurements depend on."""
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
     return {
         "commit": commit.strip(),
-        "machine": f"{os.cpu_count()} cores, {cpuinfo.get_cpu_info()['brand_raw']}",
+        "machine": f"{os.cpu_count()} cores, {cpu()[0]}",
         "software": f"Python {platform.python_version()}, TensorFlow {version('tensorflow')}, Keras {version('keras')}",
     }
 
 
-def kept_rounds() -> list[Round]:
-    return [Round(**one) for one in json.loads(KEPT.read_text())] if KEPT.exists() else []
+def ratios(seconds: pd.DataFrame) -> pd.DataFrame:
+    """Divide each run's seconds by the notebook's of the same round: those of the same stage, or else of all."""
+    names = [name for name in seconds if not name.startswith(NOTEBOOK)]
+    reference = pd.DataFrame({name: seconds.get(f"{NOTEBOOK}: {name}", seconds[NOTEBOOK]) for name in names})
+    ratio = seconds[names] / reference
+    table = {"seconds": seconds[names].median(), NOTEBOOK: reference.where(ratio.notna()).median()}
+    table |= {f"ratio: {how}": ratio.agg(how) for how in ("min", "median", "max")}
+    return pd.DataFrame(table).rename_axis("run")
 
 
-def alike(rounds: list[Round], provenance: dict[str, str]) -> list[Round]:
-    """The rounds of one commit on one machine: only their times are compared."""
-    return [one for one in rounds if one.provenance == provenance]
-
-
-def ratios(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Every time as a ratio to the notebook's of the same round: of the same stage, or else of the whole."""
-    rows = {}
-    for name in rounds.columns[~rounds.columns.str.startswith(NOTEBOOK)]:
-        whole = f"{NOTEBOOK}: {name}" if f"{NOTEBOOK}: {name}" in rounds else NOTEBOOK
-        ratio = rounds[name] / rounds[whole]
-        rows[name] = {
-            "seconds, median": f"{rounds[name].median():.1f}",
-            f"{NOTEBOOK}, seconds, median": f"{rounds[whole][rounds[name].notna()].median():.1f}",
-            "ratio: minimum": f"{ratio.min():.3f}",
-            "median": f"{ratio.median():.3f}",
-            "maximum": f"{ratio.max():.3f}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
-
-
-def results_table(rounds: list[Round]) -> pd.DataFrame:
-    """One row for each round, recipe and model: its test accuracy, and the seconds of all training it takes.
-
-    Column learned: whether the round's run of the recipe learned anything, see `published.learned`.
-    """
-    return pd.DataFrame(
-        {
-            "seed": one.seed,
-            "recipe": recipe,
-            "model": stage,
-            "test accuracy": result["test_accuracy"],
-            "learned": learned(run["pretrain"]["test_accuracy"]),
-            "seconds": sum(run[name]["train_seconds"] for name in {"pretrain", stage}),
-        }
+def show(rounds: list[Round]) -> None:
+    last = [one for one in rounds if one.provenance == rounds[-1].provenance]
+    print(f"Times, rounds: {len(last)}; {', '.join(rounds[-1].provenance.values())}\n")
+    times = ratios(pd.DataFrame([one.seconds for one in last]))
+    print(times.to_markdown(floatfmt=("", ".1f", ".1f", ".3f", ".3f", ".3f")))
+    print("\nPeak memory of the largest process, GB\n")
+    print(pd.DataFrame([one.memory for one in last]).max().round(2).rename("GB").to_markdown())
+    accuracies = pd.DataFrame(
+        {f"{recipe}: {stage}": m["test_accuracy"] for recipe, run in one.metrics.items() for stage, m in run.items()}
         for one in rounds
-        for recipe, run in one.metrics.items()
-        for stage, result in run.items()
     )
-
-
-def draw(results: pd.DataFrame, path: Path) -> None:
-    """Accuracy against seconds of training for every model: each run a dot, the means with standard deviations."""
-    models = results.groupby("model", sort=False)
-    figure, axes = plt.subplots(1, len(models), figsize=(11, 3.8), layout="constrained")
-    for ax, (model, runs) in zip(axes, models, strict=True):
-        for i, (recipe, rows) in enumerate(runs.groupby("recipe", sort=False)):
-            points, style = rows[["seconds", "test accuracy"]], {"color": f"C{i}"}
-            ax.scatter(*points.to_numpy().T, s=14, alpha=0.5, **style)
-            x_spread, y_spread = points.std().fillna(0)
-            ax.errorbar(*points.mean(), y_spread, x_spread, fmt="o", capsize=3, label=recipe, **style)
-        ax.set(title=model, xlabel="seconds of training, pretraining included", xlim=(0, None))
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(RECIPES) + 2)
-    figure.savefig(path, dpi=110)
-
-
-def tables(rounds: list[Round]) -> str:
-    results = results_table(rounds).query("learned")
-    accuracies = results.groupby(["recipe", "model"], sort=False)["test accuracy"]
-    timed = alike(rounds, rounds[-1].provenance)
-    return f"""Times, rounds: {len(timed)}; {described(timed)}
-
-{ratios(pd.DataFrame([one.seconds for one in timed])).to_markdown(disable_numparse=True)}
-
-Peak memory of the largest process, GB
-
-{pd.DataFrame([one.memory for one in timed]).max().round(2).rename("GB").to_markdown()}
-
-Test accuracies, mean and standard deviation over the runs of all {len(rounds)} rounds that learned anything;
-{described(rounds)}
-
-{accuracies.agg(["count", "mean", "std", "min", "max"]).round(4).reset_index().to_markdown(index=False)}
-"""
-
-
-def described(rounds: list[Round]) -> str:
-    """Commits, machines and software of the rounds."""
-    return "; ".join(", ".join(sorted({one.provenance[key] for one in rounds})) for key in rounds[0].provenance)
-
-
-def kept_pairs() -> list[dict]:
-    """What ``pretrainings.py`` left."""
-    return json.loads(PRETRAININGS.read_text()) if PRETRAININGS.exists() else []
-
-
-def pretrained_only(pair: dict) -> Round:
-    """The notebook's code of a pair of ``pretrainings.py``: no fine-tunings, and no time to compare."""
-    end = {"test_accuracy": pair[NOTEBOOK][-1], "train_seconds": math.nan}
-    return Round(pair["seed"], pair["provenance"], metrics={NOTEBOOK: {"pretrain": end}})
-
-
-def write_notebook_runs() -> None:
-    """The accuracies of the notebook's code, with where they come from in the first line."""
-    rounds = [*kept_rounds(), *map(pretrained_only, kept_pairs())]
-    results = results_table(rounds).query("recipe == @NOTEBOOK")
-    runs = results.pivot_table(index="seed", columns="model", values="test accuracy")
-    said = f"# benchmarks/speed.py and pretrainings.py on CIFAR-10; {described(rounds)}\n"
-    RUNS.write_text(said + runs[list(TABLE)].to_csv(index=False, float_format="%.4f"))
+    print(f"\nTest accuracies of the models that learned anything, rounds: {len(rounds)}\n")
+    print(accuracies.where(has_learned).agg(["count", "mean", "std", "min", "max"]).T.round(4).to_markdown())
+    print("\nThe notebook's code, rows for stages/reporting/notebook_runs.csv\n")
+    print(accuracies.filter(like=NOTEBOOK)[-len(last) :].to_csv(index=False, header=False, float_format="%.4f"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="total, those in speed.json included")
     options = parser.parse_args()
     os.environ |= {"GIT_COMMITTER_NAME": "benchmark", "GIT_COMMITTER_EMAIL": "benchmark@localhost"}  # for experiments
-    rounds = kept_rounds()
+    rounds = [Round(**one) for one in json.loads(STORED.read_text())] if STORED.exists() else []
     while len(rounds) < options.rounds:
+        rounds.append(Round(len(rounds) + 1, provenance()))
         with tempfile.TemporaryDirectory() as folder:
-            one = Round(len(rounds) + 1, provenance())
-            one.everything(options.data.resolve(), Path(folder), len(alike(rounds, one.provenance)))
-        rounds.append(one)
-        KEPT.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
-    print(tables(rounds))
-    draw(results_table(alike(rounds, rounds[-1].provenance)).query("learned"), ROOT / "docs/speed.png")
-    if len(rounds) > 1:  # one has no spread
-        write_notebook_runs()
+            rounds[-1].run_all(options.data.resolve(), Path(folder))
+        STORED.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
+    show(rounds)
 
 
 if __name__ == "__main__":

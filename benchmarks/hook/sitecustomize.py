@@ -1,32 +1,32 @@
-"""Python imports this at its start, and a stage dies while it writes what DIE_WHILE_WRITING names; see ``kills.py``."""
+"""Kill a stage while it writes the file named by DIE_WHILE_WRITING; Python imports this first. See ``kills.py``."""
 
 import errno
+import io
 import os
 import signal
 from pathlib import Path
 
 MOMENT, _, OUTPUT = os.environ.get("DIE_WHILE_WRITING", "").partition(" ")
-UNFINISHED = Path(OUTPUT).parent / f".{Path(OUTPUT).name}.unfinished"  # as stages.shared.files names it
-write_bytes, replace, link = Path.write_bytes, Path.replace, os.link
+UNFINISHED = Path(OUTPUT).parent / f".{Path(OUTPUT).name}.unfinished"  # the name in stages.shared.files
+open_path, replace = Path.open, Path.replace
 
 
-def write_bytes_and_die(path: Path, content: bytes | memoryview) -> int:
-    if path != UNFINISHED or MOMENT == "after":
-        return write_bytes(path, content)
-    if MOMENT != "before":
-        write_bytes(path, content[: len(content) // 2])
-    if MOMENT == "full":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    os.kill(os.getpid(), signal.SIGKILL)
+class Unfinished(io.FileIO):
+    """A file whose first write stops halfway, as the process is killed or the disk is full."""
 
-
-def link_and_die(source: str, target: Path, **options) -> None:
-    """A file that is written without a name gets one."""
-    if target == UNFINISHED and MOMENT == "full":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-    if target == UNFINISHED and MOMENT != "after":
+    def write(self, content: memoryview) -> int:
+        super().write(content[: len(content) // 2])
+        if MOMENT == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), OUTPUT)
         os.kill(os.getpid(), signal.SIGKILL)
-    link(source, target, **options)
+
+
+def open_and_die(path: Path, *arguments, **options) -> io.IOBase:
+    if path != UNFINISHED or MOMENT == "after":
+        return open_path(path, *arguments, **options)
+    if MOMENT == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return io.BufferedWriter(Unfinished(path, "w"))
 
 
 def replace_and_die(path: Path, target: Path) -> Path:
@@ -37,4 +37,4 @@ def replace_and_die(path: Path, target: Path) -> Path:
 
 
 if OUTPUT:
-    Path.write_bytes, Path.replace, os.link = write_bytes_and_die, replace_and_die, link_and_die
+    Path.open, Path.replace = open_and_die, replace_and_die
