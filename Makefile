@@ -5,7 +5,7 @@ READY := .venv/ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PTH := import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")
 
-.PHONY: setup run test check docs study export reproduce lock
+.PHONY: setup run check test prove docs study export reproduce lock
 setup: $(READY)
 
 # PTH puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
@@ -22,6 +22,7 @@ $(READY): requirements.txt
 	$(PIP) --no-build-isolation --require-hashes -r requirements.txt
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@echo '$(PTH)' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/programs_first.pth
+	$(BIN)/python -m tools.plots_page
 	@touch $(READY)
 
 CIFAR10 := data/raw/cifar10.yaml
@@ -54,18 +55,23 @@ run: $(READY)
 	echo "To compare later runs with this one: git add dvc.lock params.yaml reports && git commit"; \
 	echo "Now read reports/report.html"
 
-test: $(READY)
-	$(BIN)/python -m pytest
-
-# What a change is checked with before every commit: no test in tests/fast starts DVC or TensorFlow.
+# Before each commit, under 45 seconds: lint, format, types, and tests without DVC and TensorFlow.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/fast
 
+# Before a pull request, under 5 minutes on two cores.
+test: $(READY)
+	$(BIN)/python -m pytest tests/fast tests/slow
+
+# Under 15 minutes: README's commands, kills, full disks, studies, exports, pages in a browser.
+prove: $(READY)
+	$(BIN)/python -m pytest tests/prove
+
 docs: $(READY)
-	$(BIN)/python -m docs.make_settings
+	$(BIN)/python -m tools.settings_page
 
 PLAN ?= studies/digits.yaml
 study: $(READY)

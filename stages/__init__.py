@@ -1,9 +1,9 @@
-"""The stages of the pipeline: ``python -m stages.prepare``, in the repository's folder."""
+"""The pipeline's stages: ``python -m stages.prepare``, in the repository's folder."""
 
 import sys
 from pathlib import Path
 
-if Path(sys.argv[0]).name in ("-m", "predict.py", "export.py"):  # Python is starting one; an import does none of this
-    from stages.shared.process import set_up
+if Path(sys.argv[0]).name in ("-m", "predict.py", "export.py"):  # a program is starting; an import does nothing
+    from stages.shared.startup import start
 
-    set_up()
+    start()

@@ -1,6 +1,6 @@
-"""Train chosen layers of the pretrained network on the target classes: ``python -m stages.finetune finetune_fc``.
+"""Fine-tune the pretrained network on the target task: ``python -m stages.finetune finetune_fc``.
 
-The argument names the stage and with it the section of ``params.yaml``, the model and the files of the report.
+The argument names the stage: its section of ``params.yaml``, its model and its folder in ``reports/``.
 """
 
 import sys
@@ -8,29 +8,33 @@ import sys
 from stages import settings
 from stages.shared.errors import UserError
 from stages.shared.files import MODELS
-from stages.shared.halves import read_half
 from stages.shared.program import program
-from stages.training import loop, model_files, network, record
+from stages.shared.tasks import read_task
+from stages.training import model_files
+from stages.training.evaluate import evaluate_and_save
+from stages.training.fit import fit
+from stages.training.freeze import freeze_except
+from stages.training.model import replace_head
+from stages.training.runtime import configure, device_scope
 
 
 @program
 def main() -> None:
-    """Load the pretrained network, freeze what is not trained, train the rest, and write what came out."""
+    """Load the pretrained network, freeze layers, train the others, evaluate the model and save its outputs."""
     if len(sys.argv) != 2:
         raise UserError("expected one argument, the stage's name: python -m stages.finetune finetune_fc")
     stage = sys.argv[1]
     params = settings.load()
     recipe = params.finetune(stage)
-    target = read_half("target")
-    threads = loop.set_up(params)
-    with loop.on_devices(params.devices):
+    task = read_task("target")
+    threads = configure(params)
+    with device_scope(params.devices):
         model = model_files.load(MODELS / "pretrain.keras")
         if recipe.head == "reset":
-            model = network.with_new_output(model, len(target.class_names))
-        network.freeze_all_but(model, recipe.trainable, f"{stage}.trainable")
-        history, seconds, checkpoint = loop.fit(model, target, recipe, stage, params)
-    record.write(stage, model, target, history, seconds, threads)
-    checkpoint.remove()
+            model = replace_head(model, len(task.class_names))
+        freeze_except(model, recipe.trainable, f"{stage}.trainable")
+        history = fit(model, task, recipe, stage, params)
+    evaluate_and_save(stage, model, task, history, threads)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,48 @@
-"""Split a dataset into the source classes' images and the target classes': ``python -m stages.prepare``.
+"""Split a dataset into the source task's images and the target task's: ``python -m stages.prepare``.
 
-With ``--fetch`` it only makes sure that the dataset is there: exit code 3 if it cannot be downloaded.
+With ``--fetch`` it only downloads the dataset if it is missing: exit code 3 if that fails.
 """
 
 import sys
-from pathlib import Path
 
 import pandas as pd
 
 from stages import download, settings
-from stages.images import source
+from stages.images import loading
 from stages.images.split import split
-from stages.shared.halves import PARTS, Half, write_half
 from stages.shared.program import program
+from stages.shared.tasks import SPLITS, Task, write_task
 
-MOST_ROWS = 60  # of a table on the terminal
+MAX_ROWS = 60  # of a table on the terminal
 
 
-def class_counts(half: Half) -> pd.DataFrame:
-    """The number of images by class and part."""
-    counts = {part: pd.Series(getattr(half, part).y).value_counts() for part in PARTS}
-    table = pd.DataFrame(counts, index=range(len(half.class_names))).fillna(0).astype(int)
-    return table.set_axis(half.class_names)
+def count_classes(task: Task) -> pd.DataFrame:
+    """Count the images by class and split."""
+    counts = {name: pd.Series(getattr(task, name).y).value_counts() for name in SPLITS}
+    table = pd.DataFrame(counts, index=range(len(task.class_names))).fillna(0).astype(int)
+    return table.set_axis(task.class_names)
 
 
 @program
 def main() -> None:
-    """Read, split, write, and show what there is."""
+    """Read the datasets, split them, save the tasks and print their sizes."""
     params = settings.load()
+    loading.check_classes_of_pointers(params.data)
     if sys.argv[1:] == ["--fetch"]:
         try:
-            for path in (Path(params.data.path), Path(params.data.target_path)):
-                if not source.is_same(path):
-                    source.find(path)
+            for path in dict.fromkeys(loading.dataset_paths(params.data)):
+                loading.find(path)
         except download.DownloadError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(3)
         return
-    datasets = source.load_both(params.data, params.seed)
-    for side, half in split(*datasets, params.data, params.seed).items():
-        write_half(side, half)
-        print(f"\n{side}: {half.dataset}, images {'x'.join(map(str, half.train.x.shape[1:]))}")
-        for note in half.notes:
+    datasets = loading.load_datasets(params.data, params.seed)
+    for side, task in split(*datasets, params.data, params.seed).items():
+        write_task(side, task)
+        print(f"\n{side}: {task.dataset}, images {'x'.join(map(str, task.train.x.shape[1:]))}")
+        for note in task.notes:
             print(f"- {note}")
-        print(class_counts(half).to_string(max_rows=MOST_ROWS))
+        print(count_classes(task).to_string(max_rows=MAX_ROWS))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a study's experiments show: means with intervals, paired differences over seeds, gains by class."""
+"""Analyse a study's experiments: means with intervals, differences paired by seed, gains by class, choices."""
 
 import itertools
 from functools import cache
@@ -8,23 +8,25 @@ import dvc.api
 import numpy as np
 import pandas as pd
 from dvc.exceptions import DvcException
+from pandas.core.groupby import SeriesGroupBy
 from scipy import stats
 
 from stages.shared.errors import UserError
-from studies.plan import Choice, Plan, Question, experiment_name
+from stages.shared.files import stage_folder
+from studies.experiments import experiment_name
+from studies.plan import Choice, Plan, Question
 from studies.repository import Experiment
 
-EXACT = 2**16  # sign flips: all of them up to 16 seeds, this many at random beyond
+EXACT = 2**16  # sign flips: all of them up to 16 seeds, a random sample of this size above
 LEVEL = 0.05  # of significance
-SAME = 1e-9  # a spread below it is rounding error
+ROUNDING = 1e-9  # a standard deviation below this is a rounding error
 
 
 def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame:
-    """One row for each model, or choice that a question asks about, number of images and seed that has been run.
+    """Collect one row for each model (and each choice in a question), number of images and seed.
 
-    Columns: model, images (per class), seed, experiment, rev, stage, accuracy (test), validation (accuracy; NaN if no
-    images were held out), seconds (of training, including pretraining). Raises `UserError` if the report leaves out
-    the stage of a model.
+    Columns: model, images (per class), seed, experiment, rev, stage, accuracy (test), validation (accuracy; NaN without
+    validation images), seconds (of training, including pretraining).
     """
     rows = []
     for (name, model), images, seed in itertools.product(plan.named_models.items(), plan.images_per_class, plan.seeds):
@@ -32,8 +34,6 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
         if experiment not in done:
             continue
         metrics = done[experiment].metrics
-        if model.stage not in metrics:
-            raise UserError(f"{experiment}: no {model.stage} in metrics.json, expected it in report's cmd in dvc.yaml")
         rows.append(
             {
                 "model": name,
@@ -49,93 +49,69 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
         )
     table = pd.DataFrame(rows)
     asked = [choice for choice in plan.choices if choice.choose in plan.asked]
-    return pd.concat([table, *(_chosen(table, choice) for choice in asked)], ignore_index=True)
+    return pd.concat([table, *(_chosen_rows(table, choice) for choice in asked)], ignore_index=True)
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95% confidence interval of the mean of `values`, float (n,); NaN for fewer than two."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+def _intervals(groups: SeriesGroupBy) -> pd.DataFrame:
+    """Compute mean, sd, n, low and high (Student's 95% interval of the mean; NaN if n is 1) of each group."""
+    table = groups.agg(mean="mean", sd="std", n="count")
+    half = stats.t.ppf(0.975, table["n"] - 1) * table["sd"] / np.sqrt(table["n"])
+    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
 def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
-    """A column's mean, sd, n, low and high (95% interval of the mean); index: model, number of images."""
-    rows = {}
-    for key, group in table.groupby(["model", "images"], sort=False)[column]:
-        low, high = mean_interval(group.to_numpy())
-        rows[key] = {"mean": group.mean(), "sd": group.std(), "n": len(group), "low": low, "high": high}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["model", "images"])
+    """Compute a column's mean, sd, n, low and high (95% interval of the mean) by model and number of images."""
+    return _intervals(table.groupby(["model", "images"], sort=False)[column])
 
 
-def _rounded_mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
-    return np.mean(a - b, axis=axis).round(12)  # or flips that tie would differ in their last digit
+def sign_flip_p(differences: pd.Series) -> float:
+    """Compute the two-sided p of the sign-flip test that the mean of paired differences is 0; NaN for one pair.
 
-
-def sign_flip_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of the paired permutation test of the mean difference, which flips the signs of the differences.
-
-    `first` and `second`: float (n,), paired. Exact up to 16 pairs. p is never below 2 / 2**n (Fisher, 1935).
+    Exact up to 16 pairs. p is at least 2 / 2**n (Fisher, 1935).
     """
+    if len(differences) < 2:
+        return np.nan
     test = stats.permutation_test(
-        (second, first), _rounded_mean_difference, permutation_type="samples", vectorized=True,
-        n_resamples=EXACT, rng=np.random.default_rng(0),
+        (differences.to_numpy(),),
+        lambda values, axis: np.mean(values, axis=axis).round(12),  # otherwise ties would differ in their last digit
+        permutation_type="samples", vectorized=True, n_resamples=EXACT, rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(test.pvalue)
 
 
 def compare(table: pd.DataFrame, question: Question) -> pd.DataFrame:
-    """The second model minus the first, paired by seed, one row for each number of images.
+    """Compute the second model's accuracy minus the first's, paired by seed, for each number of images.
 
-    Columns: images, difference, low, high (95% interval of the mean difference), d (Cohen's, of the differences), n,
-    p (NaN for fewer than two seeds). A number of images for which no seed has both models has no row.
+    Columns: images, difference (mean), sd, n, low, high (95% interval of the mean), d (Cohen's, of the differences), p
+    (NaN for one seed). A number of images for which no seed has both models has no row.
     """
-    rows = []
-    for images, part in table.groupby("images", sort=False):
-        wide = part.set_index(["seed", "model"])["accuracy"].unstack("model")  # noqa: PD010 - one value per cell
-        pairs = wide.reindex(columns=[question.first, question.second]).dropna()
-        first, second = pairs[question.first].to_numpy(), pairs[question.second].to_numpy()
-        if not len(pairs):
-            continue
-        difference = second - first
-        low, high = mean_interval(difference)
-        spread = difference.std(ddof=1) if len(pairs) > 1 else 0.0
-        rows.append(
-            {
-                "images": images,
-                "difference": difference.mean(),
-                "low": low,
-                "high": high,
-                "d": difference.mean() / spread if spread > SAME else np.nan,
-                "n": len(pairs),
-                "p": sign_flip_p(first, second) if len(pairs) > 1 else np.nan,
-            }
-        )
-    return pd.DataFrame(rows, columns=["images", "difference", "low", "high", "d", "n", "p"])
+    accuracies = table.pivot_table(index=["images", "seed"], columns="model", values="accuracy")
+    pairs = accuracies.reindex(columns=[question.first, question.second]).dropna()
+    differences = (pairs[question.second] - pairs[question.first]).groupby("images")
+    answer = _intervals(differences).rename(columns={"mean": "difference"})
+    answer["d"] = answer["difference"] / answer["sd"].where(answer["sd"] > ROUNDING)
+    return answer.assign(p=differences.agg(sign_flip_p)).reset_index()
 
 
 def compare_all(table: pd.DataFrame, questions: list[Question]) -> list[pd.DataFrame]:
-    """`compare` for every question, with a column `adjusted`: p over all of them (Benjamini and Hochberg, 1995)."""
+    """Compare for each question; add `adjusted` (p over all of them, Benjamini and Hochberg, 1995) and `verdict`."""
     answers = [compare(table, question) for question in questions]
-    p = np.concatenate([answer["p"].to_numpy(float) for answer in answers])
-    adjusted, tested = np.full(len(p), np.nan), ~np.isnan(p)
-    if tested.any():
-        adjusted[tested] = stats.false_discovery_control(p[tested])
-    parts = np.split(adjusted, np.cumsum([len(answer) for answer in answers])[:-1])
-    return [answer.assign(adjusted=part) for answer, part in zip(answers, parts, strict=True)]
+    p = pd.concat([answer["p"] for answer in answers]).dropna()
+    adjusted = dict(zip(p, stats.false_discovery_control(p), strict=True))  # equal p have equal adjusted p
+    answers = [answer.assign(adjusted=answer["p"].map(adjusted)) for answer in answers]
+    return [answer.assign(verdict=_verdicts(answer)) for answer in answers]
 
 
-def verdict(row: pd.Series) -> str:
-    """What a difference shows, in one word."""
-    if np.isnan(row["adjusted"]) or row["adjusted"] >= LEVEL or row["low"] <= 0 <= row["high"]:
-        return "inconclusive"
-    return "**better**" if row["difference"] > 0 else "**worse**"
+def _verdicts(answer: pd.DataFrame) -> np.ndarray:
+    """Classify differences as better, worse or inconclusive."""
+    significant = (answer["adjusted"] < LEVEL) & ((answer["low"] > 0) | (answer["high"] < 0))
+    return np.select([~significant, answer["difference"] > 0], ["inconclusive", "**better**"], "**worse**")
 
 
 @cache
-def read(path: str, experiment: str, rev: str) -> str:
-    """A file that an experiment wrote, from Git or DVC's cache; raises `UserError` if it is gone."""
+def read_output(experiment: str, rev: str, stage: str, name: str) -> str:
+    """Read a file of a stage from an experiment; raise `UserError` if it is not in DVC's cache."""
+    path = (stage_folder(stage) / name).as_posix()
     try:
         return dvc.api.read(path, rev=rev, encoding="utf-8")
     except (OSError, DvcException):
@@ -145,61 +121,57 @@ def read(path: str, experiment: str, rev: str) -> str:
 
 
 def predictions(row: pd.Series) -> pd.DataFrame:
-    """The predictions of a row of `results`: columns actual, predicted, probability, from DVC's cache."""
-    text = read(f"reports/predictions/{row['stage']}.csv", row["experiment"], row["rev"])
+    """Read the test predictions of a row of `results`: columns actual, predicted, probability."""
+    text = read_output(row["experiment"], row["rev"], row["stage"], "predictions.csv")
     return pd.read_csv(StringIO(text), na_filter=False)
 
 
+def _class_accuracies(row: pd.Series) -> pd.Series:
+    table = predictions(row)
+    return (table["actual"] == table["predicted"]).groupby(table["actual"]).mean()
+
+
 def class_gains(table: pd.DataFrame, question: Question, images: int) -> pd.DataFrame:
-    """The second model's test accuracy minus the first's, by seed and class: float (seeds, classes)."""
-    part = table[table["images"] == images].set_index(["model", "seed"]).sort_index()
-    of_model = [{seed for name, seed in part.index if name == model} for model in (question.first, question.second)]
-    seeds = sorted(of_model[0] & of_model[1])
+    """Compute the second model's test accuracy minus the first's, by seed and class: float (seeds, classes)."""
+    rows = {(row["model"], row["seed"]): row for _, row in table[table["images"] == images].iterrows()}
     gains = {
-        seed: _by_class(part.loc[(question.second, seed)]) - _by_class(part.loc[(question.first, seed)])
-        for seed in seeds
+        seed: _class_accuracies(rows[question.second, seed]) - _class_accuracies(rows[question.first, seed])
+        for model, seed in rows
+        if model == question.first and (question.second, seed) in rows
     }
     return pd.DataFrame.from_dict(gains, orient="index")
 
 
-def _by_class(row: pd.Series) -> pd.Series:
-    table = predictions(row)
-    return (table["actual"] == table["predicted"]).groupby(table["actual"], sort=False).mean().sort_index()
-
-
 def choose(table: pd.DataFrame, choice: Choice, images: int) -> tuple[pd.DataFrame, bool]:
-    """The candidates of a choice at one number of images, best first, and whether validation images judged them.
+    """Rank a choice's candidates at one number of images, over the seeds that all of them have.
 
-    Without validation images they are judged on the test images. Columns as in `summary`; index: models. Only seeds
-    that all candidates have been run with count; empty if there are none.
+    Returns a `summary` by model, the best first (empty if there is no such seed), and whether it is of validation
+    accuracy; without validation images it is of test accuracy.
     """
     part = table[(table["images"] == images) & table["model"].isin(choice.among)]
-    there = part.groupby("seed")["model"].nunique()
-    part = part[part["seed"].isin(there.index[there == len(choice.among)])]  # means over the same seeds
-    if part.empty:
-        return pd.DataFrame(), False
-    held_out = bool(part["validation"].notna().all())
-    judged = summary(part, "validation" if held_out else "accuracy").droplevel("images")
-    return judged.sort_values("mean", ascending=False, kind="stable"), held_out
+    part = part[part.groupby("seed")["model"].transform("nunique") == len(choice.among)]
+    validated = bool(part["validation"].notna().all())
+    ranking = summary(part, "validation" if validated else "accuracy").droplevel("images")
+    return ranking.sort_values("mean", ascending=False, kind="stable"), validated
 
 
-def _chosen(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:
-    """The rows of the best candidate at each number of images, under the choice's name."""
+def _chosen_rows(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:
+    """Return the rows of the best candidate at each number of images, under the choice's name."""
     best = {images: choose(table, choice, images)[0].index[:1] for images in table["images"].unique()}
     rows = table[[model in best[n] for model, n in zip(table["model"], table["images"], strict=True)]]
     return rows.assign(model=choice.choose).sort_values("images", kind="stable")
 
 
-def shown(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
-    """`table` without the candidates that were rejected on validation images, unless a question is about them.
+def hide_rejected(plan: Plan, table: pd.DataFrame) -> pd.DataFrame:
+    """Drop candidates that were rejected on validation images, unless a question is about them.
 
-    Picking the best of many test accuracies is optimistic, so theirs are not shown. Nor is the chosen one's under its
-    own name if it is there under the choice's.
+    The best of many test accuracies is optimistic, so theirs are not shown. The chosen model is shown once: under the
+    choice's name if a question is about the choice, else under its own.
     """
-    hidden = []
+    hidden = set()
     for choice, images in itertools.product(plan.choices, plan.images_per_class):
-        judged, held_out = choose(table, choice, images)
-        if held_out:
-            shown_as = choice.choose if choice.choose in plan.asked else judged.index[0]
-            hidden += [(name, images) for name in set(choice.among) - plan.asked - {shown_as}]
+        ranking, validated = choose(table, choice, images)
+        if validated and len(ranking):
+            shown = choice.choose if choice.choose in plan.asked else ranking.index[0]
+            hidden |= {(name, images) for name in set(choice.among) - plan.asked - {shown}}
     return table[[key not in hidden for key in zip(table["model"], table["images"], strict=True)]]

@@ -1,4 +1,4 @@
-"""Files that datasets come in: ``.npz``, sound or not, and archives laid out as the official cifar-10-python.tar.gz."""
+"""Dataset files for tests: ``.npz`` files, valid or not, and archives like the official cifar-10-python.tar.gz."""
 
 import io
 import pickle
@@ -16,9 +16,8 @@ from stages.shared.errors import UserError
 
 TRAIN, TEST, CLASSES = 6, 4, 3
 HEADER = {"descr": "|u1", "fortran_order": False, "shape": (TRAIN, 5, 4, 3)}  # of x_train
-
 RNG = np.random.default_rng(3)
-ARRAYS = {  # a dataset in which height, width and channels differ, as do all images
+ARRAYS = {  # height, width and channels differ, as do all images
     "x_train": RNG.integers(0, 256, HEADER["shape"], dtype=np.uint8),
     "y_train": np.arange(TRAIN) % CLASSES,
     "x_test": RNG.integers(0, 256, (TEST, *HEADER["shape"][1:]), dtype=np.uint8),
@@ -36,14 +35,8 @@ def npy(array: np.ndarray) -> bytes:
 MEMBERS = {key: npy(array) for key, array in ARRAYS.items()}
 
 
-def npy_saying(header: dict | str, data: bytes = b"") -> bytes:
-    """A .npy file whose header need not be true."""
-    text = f"{header}\n".encode("latin-1")
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
-
-
 def npz(compression: int = zipfile.ZIP_STORED, **changes: bytes) -> bytes:
-    """A dataset's .npz file, some members changed; the checksums fit whatever the members hold."""
+    """Make a dataset's .npz file with some members changed and correct checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for key, content in (MEMBERS | changes).items():
@@ -51,18 +44,13 @@ def npz(compression: int = zipfile.ZIP_STORED, **changes: bytes) -> bytes:
     return buffer.getvalue()
 
 
-class Call:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function: Callable, *arguments: object):
-        self.reduced = function, arguments
-
-    def __reduce__(self) -> tuple:
-        return self.reduced
+def call(function: Callable, *arguments: object) -> object:
+    """Make an object that calls the function when it is unpickled."""
+    return type("Call", (), {"__reduce__": lambda self: (function, arguments)})()
 
 
 def refusal(path: Path, content: bytes | None = None, read: Callable[[Path], object] = read_dataset) -> str:
-    """The one line that refuses a file, of this content if it is given, without the path that the line starts with."""
+    """Return the one-line error for a file, without its path; `content`, if given, is written to it first."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -76,47 +64,35 @@ def refusal(path: Path, content: bytes | None = None, read: Callable[[Path], obj
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
-IMAGES = 4  # per batch
+IMAGES = RNG.integers(0, 256, (len(BATCHES), 4, 32, 32, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, (len(BATCHES), 4))
+
+
+def _save_as_python_2(pickler: pickle._Pickler, value: bytes | str) -> None:
+    content = value if isinstance(value, bytes) else value.encode("latin-1")
+    pickler.write(b"T" + len(content).to_bytes(4, "little") + content)
 
 
 class _Python2Pickler(pickle._Pickler):
-    """Writes texts, and the names of numpy's functions, as Python 2 did when the official batches were pickled."""
+    """Writes texts as Python 2 did when the official batches were pickled."""
 
-    dispatch = pickle._Pickler.dispatch.copy()
-
-    def save_text(self, value: bytes | str) -> None:
-        content = value if isinstance(value, bytes) else value.encode("latin-1")
-        size = len(content)
-        self.write((b"U" + bytes([size]) if size < 256 else b"T" + size.to_bytes(4, "little")) + content)
-
-    dispatch[bytes] = dispatch[str] = save_text
+    dispatch = pickle._Pickler.dispatch | {bytes: _save_as_python_2, str: _save_as_python_2}
 
 
-def python2_pickle(value: object) -> bytes:
+def batch_pickle(number: int, **changes: object) -> bytes:
+    """Pickle a batch with some entries changed; an image is stored as all red values, then green, then blue."""
+    rows = IMAGES[number].transpose(0, 3, 1, 2).reshape(len(IMAGES[number]), -1)
     buffer = io.BytesIO()
-    _Python2Pickler(buffer, protocol=2).dump(value)
+    _Python2Pickler(buffer, protocol=2).dump({"labels": LABELS[number].tolist(), "data": rows} | changes)
     return buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
 
-def images_and_labels(batch: str) -> tuple[np.ndarray, list[int]]:
-    """What is to be read from a batch: images uint8 (IMAGES, 32, 32, 3), and their labels."""
-    rng = np.random.default_rng(BATCHES.index(batch))
-    return rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, IMAGES).tolist()
-
-
-def batch_pickle(batch: str, **changes: object) -> bytes:
-    """One batch, some entries changed; of each image all red values are stored, then all green, then all blue."""
-    images, labels = images_and_labels(batch)
-    rows = np.stack([np.concatenate([image[..., channel].ravel() for channel in range(3)]) for image in images])
-    return python2_pickle({"batch_label": f"training {batch} of 5", "labels": labels, "data": rows} | changes)
-
-
 def cifar_archive(**changes: bytes | None) -> bytes:
-    """The archive's bytes; `changes` replace members, None leaves one out."""
-    contents = {batch: batch_pickle(batch) for batch in reversed(BATCHES)}  # the official one has no order, either
+    """Make the archive; `changes` replace members, None leaves one out."""
+    contents = {BATCHES[i]: batch_pickle(i) for i in (3, 5, 0, 4, 2, 1)}  # the official order is arbitrary, too
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for member, content in (contents | {"batches.meta": b"", "readme.html": b""} | changes).items():
+        for member, content in (contents | {"readme.html": b""} | changes).items():
             if content is not None:
                 info = tarfile.TarInfo(f"cifar-10-batches-py/{member}")
                 info.size = len(content)

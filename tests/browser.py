@@ -1,4 +1,4 @@
-"""What headless Chromium makes of a page when there is no network."""
+"""Open pages in headless Chromium without network."""
 
 import html
 import json
@@ -17,38 +17,35 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chrom
 
 @dataclass(frozen=True)
 class Shown:
-    """A page after its scripts ran: what it asked of the network or wrote to the console; its elements, no scripts."""
+    """A page after its scripts ran: its network requests, its console messages, its elements without scripts."""
 
     requests: list[str]
     console: list[str]
     dom: str
 
     def all(self, pattern: str) -> list[str]:
-        """What a pattern's group finds in the elements, in their order."""
+        """Find a pattern's group in the elements, in their order."""
         return [html.unescape(text) for text in re.findall(pattern, self.dom)]
 
 
-def opened(page: Path, screenshot: Path | None = None, dark: bool = False, width: int = 1300) -> Shown:
-    """Open a file in Chromium; with `screenshot`, a PNG to write, of the page's first 3,000 pixels."""
+def open_page(page: Path) -> Shown:
+    """Open a file in Chromium."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "network.json")
         result = subprocess.run(
             [
-                CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom",
                 f"--user-data-dir={folder}/profile", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}",
-                "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", f"--window-size={width},3000",
-                f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-                *([f"--screenshot={screenshot}"] if screenshot else []), page.resolve().as_uri(),
+                "--enable-logging=stderr", "--virtual-time-budget=10000", page.resolve().as_uri(),
             ],
             capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=120, check=True,
         )  # fmt: skip
         network = json.loads(log.read_text())
-    begin = network["constants"]["logEventPhase"]["PHASE_BEGIN"]
     start = network["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    started = [event["params"] for event in network["events"] if event["type"] == start and event["phase"] == begin]
+    started = [event["params"] for event in network["events"] if event["type"] == start and "params" in event]
     return Shown(
-        # What no page has asked for is Chromium's own: its updates, say.
-        [request["url"] for request in started if request["initiator"] != "not an origin"],
+        # Requests without an origin are Chromium's own, such as for updates.
+        [event["url"] for event in started if event.get("initiator", "not an origin") != "not an origin"],
         re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", result.stderr),
         re.sub(r"<script.*?</script>", "", result.stdout, flags=re.DOTALL),
     )

@@ -1,5 +1,6 @@
-"""What several test files need: a temporary workspace, settings with changes, a small dataset that can be learned."""
+"""Fixtures of several files, and sums of counts."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from counting import counted
+from repository import Repository
 from stages import settings
 from stages.settings import Settings
 from tiny import TINY, tiny_arrays
@@ -18,7 +20,7 @@ SUMS: Counter[str] = Counter()
 
 @pytest.fixture(autouse=True)
 def counts(record_property: Callable[[str, object], None]):
-    """Hand on what a test counts with its report, which reaches the end from other processes, too."""
+    """Attach a test's counts to its report, which reaches the main process from other workers, too."""
     counted.clear()
     yield
     for name, number in counted.items():
@@ -27,8 +29,7 @@ def counts(record_property: Callable[[str, object], None]):
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "teardown":
-        for name, number in report.user_properties:
-            SUMS[name] += number
+        SUMS.update(dict(report.user_properties))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -38,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to run in, with the default settings and the small files that they name."""
+    """Enter a folder with the default settings and the small files that they name."""
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/same.yaml").write_text("same: data.path\n")
     (tmp_path / "data/raw/random.yaml").write_text("weights: random\n")
@@ -54,11 +55,8 @@ def params(workspace: Path) -> Callable[..., Settings]:
     def change(**changes) -> Settings:
         raw = yaml.safe_load(settings.PARAMS.read_text())
         for key, value in changes.items():
-            *sections, leaf = key.split(".")
-            section = raw
-            for name in sections:
-                section = section[name]
-            section[leaf] = value
+            section, _, leaf = key.rpartition(".")
+            (raw[section] if section else raw)[leaf] = value
         settings.PARAMS.write_text(yaml.safe_dump(raw, sort_keys=False))
         return settings.load()
 
@@ -67,7 +65,7 @@ def params(workspace: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def tiny_dataset(workspace: Path) -> dict[str, np.ndarray]:
-    """The arrays of data/raw/tiny.npz, which `TINY` names."""
+    """Save the tiny dataset where `TINY` expects it, and return its arrays."""
     arrays = tiny_arrays()
     np.savez(workspace / TINY["data.path"], **arrays)
     return arrays
@@ -75,5 +73,24 @@ def tiny_dataset(workspace: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def tiny(params: Callable[..., Settings], tiny_dataset: dict) -> Settings:
-    """Settings for a small network on the small dataset, in the workspace's params.yaml."""
+    """Write settings for a small network on the tiny dataset to the workspace's params.yaml."""
     return params(**TINY)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, Path]:
+    """Make a repository, run its pipeline once, and copy its folder."""
+    path = tmp_path_factory.mktemp("run") / "repository"
+    path.mkdir()
+    repo = Repository(path)
+    repo.dvc("repro")
+    return repo, shutil.copytree(path, path.with_name("saved"))
+
+
+@pytest.fixture
+def repo(first_run: tuple[Repository, Path]) -> Repository:
+    """Return the repository as its first run left it."""
+    repo, saved = first_run
+    shutil.rmtree(repo.path)
+    shutil.copytree(saved, repo.path)
+    return repo

@@ -1,4 +1,4 @@
-"""How often something was tried: tests add to `counted`, the end of the test run tells the sums."""
+"""Counts of what was tried: tests add to `counted`, and the end of the test run prints the sums."""
 
 from collections import Counter
 

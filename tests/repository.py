@@ -1,7 +1,4 @@
-"""A temporary repository with this code, tiny images and a tiny network, driven through real `dvc` commands.
-
-It takes code from the folder that the tests run in, and nothing else: not what its user has committed there.
-"""
+"""A temporary repository with this folder's code, tiny images and a tiny network, driven by real `dvc` commands."""
 
 import atexit
 import functools
@@ -22,42 +19,30 @@ from tiny import tiny_arrays
 
 REPRO = (sys.executable, "-m", "dvc", "repro")
 ROOT = Path(__file__).resolve().parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CODE = (
-    "dvc.yaml", "stages", "studies", "benchmarks", "Makefile", "README.md", "docs", ".gitignore", ".dvcignore",
-    ".dvc/.gitignore", ".dvc/plots", "data/raw/digits.npz", "data/raw/cifar10.yaml", "data/raw/same.yaml",
-    "data/raw/random.yaml", "predict.py", "export.py", "data/prepared/.gitkeep", "models/.gitkeep", "reports/.gitkeep",
+    "dvc.yaml", "stages", "studies", "tools", "benchmarks", "predict.py", "export.py", "Makefile", "README.md", "docs",
+    ".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/plots", "data/raw/digits.npz", "data/raw/cifar10.yaml",
+    "data/raw/same.yaml", "data/raw/random.yaml", "data/prepared/.gitkeep", "models/.gitkeep", "reports/.gitkeep",
 )  # fmt: skip
-
-
-# What has the same bytes whenever the inputs have.
-RESULTS = ("data/prepared/*.npz", "models/*.keras", "reports/history/*", "reports/predictions/*", "reports/gradcam/*",
-           "reports/record/*", "reports/figures/*")  # fmt: skip
-
-
-def default_params() -> dict:
-    """The default settings, whatever a user has made of ``params.yaml``, with a section for each stage there is."""
-    params = Settings().model_dump()
-    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:
-        if stage.startswith("finetune_"):
-            params.setdefault(stage, dict(params["finetune_fc"]))
-    return params
+# Equal inputs give these files equal bytes.
+RESULTS = ("data/prepared/*.npz", "models/*.keras", "reports/pretrain/*", "reports/finetune_*/*", "reports/figures/*")
 
 
 def tiny_params() -> dict:
-    """The default settings with a tiny dataset, network and number of epochs."""
-    params = default_params()
-    params["threads"] = 2
+    """Return settings with a tiny dataset and network, and a section for each training stage of ``dvc.yaml``."""
+    params = Settings().model_dump() | {"threads": 2}
     params["data"] |= {"path": "data/raw/tiny.npz", "source_classes": [0, 1], "target_classes": [2, 3]}
     params["model"] |= {"conv_filters": [4, 4], "dense_units": [8, 6]}
-    for name, section in params.items():
-        if name == "pretrain" or name.startswith("finetune_"):
-            section |= {"epochs": 2, "batch_size": 16}
+    for name in STAGES.keys() - {"prepare", "report"}:
+        section = params.setdefault(name, Settings().finetune_fc.model_dump())
+        section |= {"epochs": 2, "batch_size": 16}
     return params
 
 
 @functools.cache
 def warm_server() -> str:
-    """The address of a server that runs stages in forks of itself, see ``warm/server.py``; ends with this process."""
+    """Start a server that runs stages in forks of itself, see ``warm/server.py``; return its address."""
     address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
     command = [sys.executable, ROOT / "tests/warm/server.py", address]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -67,7 +52,7 @@ def warm_server() -> str:
 
 
 class Repository:
-    """A repository at `path` with one commit in it, and what a user does there."""
+    """A repository at `path` with one commit, and the commands that a user types there."""
 
     def __init__(self, path: Path, params: dict | None = None):
         self._set_up(path)
@@ -81,14 +66,13 @@ class Repository:
         np.savez(path / "data/raw/tiny.npz", **tiny_arrays())
         (path / "params.yaml").write_text(yaml.safe_dump(params or tiny_params(), sort_keys=False))
         self.run("git", "init", "-q", "-b", "main")
-        self.run("git", "config", "user.name", "A Tester")
-        self.run("git", "config", "user.email", "tester@example.org")
         self.commit("A tiny pipeline")
 
     def _set_up(self, path: Path) -> None:
         self.path = path
         home = path.parent / f"home of {path.name}"
         home.mkdir()
+        (home / ".gitconfig").write_text("[user]\nname = A Tester\nemail = tester@example.org\n")
         self.environment = os.environ | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(home),
@@ -98,43 +82,43 @@ class Repository:
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(home / "site"),
             "PYTHONPATH": str(ROOT / "tests/warm"),
-            "WARM": warm_server(),
+            #WARM
             "PAGER": "cat",
         }
 
     def with_processes_of_its_own(self) -> "Repository":
-        """The same, its stages started as users start them: to be killed, or in other surroundings."""
-        del self.environment["WARM"]
+        """Start stages as users do, without the server: to kill them, or to change their environment."""
+        self.environment.pop("WARM", None)
         return self
 
     def clone(self, path: Path) -> "Repository":
-        """Clone what is committed here."""
+        """Clone the commits."""
         self.run("git", "clone", "-q", str(self.path), str(path))
         clone = object.__new__(Repository)
         clone._set_up(path)
         return clone
 
-    def run(self, *command: str, check: bool = True, **options) -> subprocess.CompletedProcess:
-        """Run a command here; output and errors together in `stdout`."""
+    def run(self, *command: str, check: bool = True, **options) -> str:
+        """Run a command; return its output, errors included."""
         result = subprocess.run(
             command, cwd=self.path, env=self.environment, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False, **options,
         )  # fmt: skip
         assert not check or result.returncode == 0, f"{command} failed:\n{result.stdout}"
-        return result
+        return result.stdout
 
     def dvc(self, *arguments: str, check: bool = True) -> str:
-        """Run a `dvc` command and return all that it prints."""
-        return self.run(sys.executable, "-m", "dvc", *arguments, check=check).stdout
+        """Run a `dvc` command; return its output."""
+        return self.run(sys.executable, "-m", "dvc", *arguments, check=check)
 
     def start(self, *command: str, **environment: str) -> tuple[subprocess.Popen, Path]:
-        """Start a command here in a process group of its own; returns it and the file that gets what it prints."""
+        """Start a command in a process group of its own; return it and the file that gets its output."""
         log = Path(tempfile.mkstemp(prefix="log", dir=self.path.parent)[1])
         with log.open("w") as file:
             process = subprocess.Popen(
                 command, cwd=self.path, env=self.environment | environment, stdin=subprocess.DEVNULL, stdout=file,
                 stderr=file, start_new_session=True,
-                # What a shell starts in the background ignores Ctrl-C, and passes that on.
+                # A shell's background processes ignore Ctrl-C, and their children inherit that.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
         return process, log
@@ -144,25 +128,40 @@ class Repository:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-qm", message)
 
+    def edit(self, path: str, before: str, after: str) -> None:
+        """Replace a text that occurs once in a file."""
+        content = (self.path / path).read_text()
+        assert content.count(before) == 1
+        (self.path / path).write_text(content.replace(before, after))
+
+    def stage_error(self, stage: str, **options) -> str:
+        """Run a stage without DVC; return the one line with which it fails."""
+        command = STAGES[stage]["cmd"].removeprefix("exec ")
+        output = self.run("sh", "-c", f"{command} 2>&1 >/dev/null; echo exit code $?", **options)
+        assert "Traceback" not in output
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert output.endswith(f"{line}\nexit code 1\n")
+        return line
+
     def bytes_of(self, *patterns: str) -> dict[str, bytes]:
-        """The content of the files that match, by path."""
+        """Read the files that match, by path."""
         paths = sorted(path for pattern in patterns for path in self.path.glob(pattern) if path.name[0] != ".")
         return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in paths}
 
 
 def wait_for(text: str, process: subprocess.Popen, log: Path) -> None:
-    """Wait until a process that was started has printed a text."""
+    """Wait until a started process has printed a text."""
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
 
 
 def outputs(stage: dict) -> list[str]:
-    """The files and folders that a stage of dvc.yaml writes."""
+    """List the files and folders that a stage of dvc.yaml writes."""
     entries = [entry for kind in ("outs", "plots", "metrics") for entry in stage.get(kind, [])]
     return [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
 
 
 def stages_run(output: str) -> list[str]:
-    """The stages that a `dvc repro` or `dvc exp run` ran, by what it printed."""
+    """List the stages that ran, from the output of `dvc repro` or `dvc exp run`."""
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]

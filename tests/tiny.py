@@ -20,13 +20,13 @@ TINY = {
 
 
 def tiny_arrays(seed: int = 7) -> dict[str, np.ndarray]:
-    """Ten classes of 8x8x3 images, each a pattern of its own under noise, in mixed order."""
+    """Make ten classes of 8x8x3 images, shuffled: one pattern per class, plus noise."""
     rng = np.random.default_rng(seed)
     patterns = rng.integers(40, 216, (len(CLASS_NAMES), 8, 8, 3))
     arrays = {"class_names": np.array(CLASS_NAMES)}
-    for part, images in (("train", TRAIN_PER_CLASS), ("test", TEST_PER_CLASS)):
+    for split, images in (("train", TRAIN_PER_CLASS), ("test", TEST_PER_CLASS)):
         y = rng.permutation(np.repeat(np.arange(len(CLASS_NAMES)), images))
         noise = rng.normal(0, 50, (len(y), 8, 8, 3))
-        arrays[f"x_{part}"] = np.clip(patterns[y] + noise, 0, 255).astype(np.uint8)
-        arrays[f"y_{part}"] = y
+        arrays[f"x_{split}"] = np.clip(patterns[y] + noise, 0, 255).astype(np.uint8)
+        arrays[f"y_{split}"] = y
     return arrays

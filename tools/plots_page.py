@@ -1,14 +1,11 @@
-"""Write the page of `dvc plots`, with Vega's JavaScript inside: ``python -m docs.make_plots_page``.
-
-Needs ``vl-convert-python`` (1.9.0 made this page), which the project does not: install it into another environment.
-"""
+"""Write the HTML template of `dvc plots`, which needs no network: ``python -m tools.plots_page``."""
 
 from pathlib import Path
 
 import vl_convert
 
 ROOT = Path(__file__).resolve().parent.parent
-# What DVC's plots call, without options. They name version 5 of Vega-Lite, whose successor understands them.
+# DVC's plots call this without options. Their schema is Vega-Lite 5, which Vega-Lite 6 reads, too.
 VEGA_EMBED = """
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 const wholeNumbers = { labelExpr: "datum.value % 1 ? '' : datum.value" };
@@ -27,6 +24,6 @@ window.vegaEmbed = (element, spec) =>
 """
 
 if __name__ == "__main__":
-    page = (ROOT / "docs/plots_page.html").read_text(encoding="utf-8")
+    page = (ROOT / "tools/plots_page.html").read_text(encoding="utf-8")
     page = page.replace("{javascript}", vl_convert.javascript_bundle(VEGA_EMBED))
     (ROOT / ".dvc/plots/page.html").write_text(page, encoding="utf-8")

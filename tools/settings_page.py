@@ -1,6 +1,6 @@
-"""Write ``settings.md`` beside this file from the schema and ``dvc.yaml``: ``python -m docs.make_settings``.
+"""Write ``docs/settings.md`` from the settings' schema and ``dvc.yaml``: ``python -m tools.settings_page``.
 
-With ``--params`` print ``params.yaml`` with every default and its help instead.
+With ``--params``, print ``params.yaml`` with every default and its help instead.
 """
 
 import json
@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from stages.settings import Settings
-from stages.shared.inputs import names_setting
+from stages.shared.inputs import stage_reads
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/settings.md"
@@ -24,26 +24,26 @@ BOUNDS = {"Le": "at most", "Ge": "at least", "Gt": "above", "Lt": "below"}
 
 TEXT = """# Settings
 
-All of `params.yaml`, made by `make docs` from `stages/settings.py` and `dvc.yaml`. To change one setting for one run,
-type `dvc exp run -S finetune_fc.epochs=3`; give `-S` as often as you like. Quote lists:
+Every setting of `params.yaml`; `make docs` writes this page from `stages/settings.py` and `dvc.yaml`. To change a
+setting for one run, type `dvc exp run -S finetune_fc.epochs=3`; repeat `-S` to change several. Quote lists:
 `-S 'finetune_fc.trainable=[fc1,fc2,output]'`. With `--queue`, `-S 'seed=range(1,7)'` or `-S 'seed=1,2'` queues one run
-for each value. `python -m docs.make_settings --params > params.yaml` brings every default back.
+for each value. `python -m tools.settings_page --params > params.yaml` restores every default.
 
 {settings}
 
 If DVC says «Could not override», the name is misspelt: look it up here. Do not add the `+` that DVC suggests.
 
-## Which image sizes make sense
+## Image sizes
 
-The notebook's network has no pooling after `pool`, so its first dense layer grows with the image: 1.6 million weights
-for 32x32 pixels, 17 million for 96x96, 99 million for 224x224 (1.2 GB of models a run). `pretrain` prints the number
-before it trains. Use 32 to 96 pixels.
+Use images of 32 to 96 pixels with the notebook's network. It has no pooling after `pool`, so its first dense layer
+grows with the image: 1.6 million weights for 32x32 pixels, 17 million for 96x96, 99 million for 224x224 (1.2 GB of
+models a run). `pretrain` prints the number before training.
 
 ## Backbones
 
-`model.backbone` puts a network of `keras.applications` under `fc1`, `model.weights` names what it starts from:
-`data/raw/imagenet.yaml` (Keras downloads them), a `.keras` or `.h5` file, a pointer with `name`, `urls` and `sha256`,
-or `data/raw/random.yaml`, the control. With photos, after `dvc add photos` and a commit:
+`model.backbone` uses a network of `keras.applications` as the base, under `fc1`. `model.weights` names its initial
+weights: `data/raw/imagenet.yaml` (Keras downloads them), a `.keras` or `.h5` file, a pointer with `name`, `urls` and
+`sha256`, or `data/raw/random.yaml`, the control. With photos, after `dvc add photos` and a commit:
 
 ```
 dvc exp run --temp -n mobilenet -S model.backbone=MobileNetV3Small -S model.weights=data/raw/imagenet.yaml \\
@@ -53,47 +53,48 @@ dvc exp run --temp -n mobilenet -S model.backbone=MobileNetV3Small -S model.weig
   -S 'finetune_fc.trainable=[expanded_conv_10,conv_1,fc1,fc2,output]'
 ```
 
-`pretrain.epochs=0` leaves the features as they come. `trainable` takes layers, the beginnings of their names
-(`expanded_conv_10`, `conv5_block3`, `block6`), or `backbone`; the error for any other lists what there is. What is
-frozen, batch normalisation included, works as in prediction and is computed once.
+`pretrain.epochs=0` keeps the initial weights. `trainable` takes layer names, their prefixes (`expanded_conv_10`,
+`conv5_block3`, `block6`), or `backbone`; the error message for any other name lists the layers. Frozen layers run in
+inference mode, batch normalisation included, and their outputs are cached.
 
-## What is computed again
+## What reruns
 
-A stage runs again if a setting, a file of code or a data file that it uses changes. The stages after it run only if its
-outputs came out different, byte for byte: a change that makes no difference stops there. While a stage trains,
-`dvc plots show` in a second terminal draws the epochs so far.
+A stage reruns if a setting, a code file or a data file that it uses changes. Later stages rerun only if its outputs
+change, byte for byte. While a stage trains, `dvc plots show` in a second terminal plots the epochs so far.
 
-For settings, see the last columns above; `report` reads them all. For code, by what `dvc.yaml` names:
+The last columns of the table above show which stages a setting reruns; `report` reads every setting. This table shows
+the same for code:
 
 {files}
 
 ## A third way of fine-tuning
 
-It needs no Python. For a variant called `finetune_all`:
+A third variant needs no Python. To add one called `finetune_all`:
 
 1. `params.yaml`: copy the section `finetune_fc` to `finetune_all` and change it, for example to
    `trainable: [conv1, conv2, fc1, fc2, output]`.
-2. `dvc.yaml`: copy the stage `finetune_fc` to `finetune_all`, replacing every `finetune_fc` in it.
-3. `dvc.yaml`, stage `report`: add `finetune_all` to the end of `cmd`, and copy the five `finetune_fc` lines of `deps`.
-   Copy lines under `plots:` if you want it there.
+2. `dvc.yaml`: copy the stage `finetune_fc` to `finetune_all`, and replace every `finetune_fc` in it.
+3. `dvc.yaml`, stage `report`: add the line `- reports/finetune_all` to `deps`.
+
+To draw its curves with `dvc plots`, copy its lines under `plots:`, too. The report shows it without that.
 """
 
 
 def code() -> list[str]:
-    """The folders and files of code that stages name."""
+    """List the folders and files of code that stages depend on."""
     return sorted({dep for stage in PIPELINE.values() for dep in stage["deps"] if dep.startswith("stages/")})
 
 
 def outputs(stage: dict) -> set[str]:
-    """The files and folders that a stage writes."""
+    """List the files and folders that a stage writes."""
     entries = [entry for kind in ("outs", "plots", "metrics") for entry in stage.get(kind, [])]
     return {path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)}
 
 
 def after(names: list[str]) -> list[str]:
-    """The stages that use what these write, or what those write that do, and so on."""
+    """List the stages that depend on the outputs of these, directly or not."""
     found = list(names)
-    for name in found:  # grows while it is gone through
+    for name in found:  # grows in the loop
         written = outputs(PIPELINE[name])
         for other, stage in PIPELINE.items():
             if other not in found and any(f"{out}/".startswith(f"{dep}/") for out in written for dep in stage["deps"]):
@@ -102,13 +103,13 @@ def after(names: list[str]) -> list[str]:
 
 
 def columns(readers: list[str]) -> dict[str, str]:
-    """The table's last columns for the stages that read something."""
+    """Make the last columns of a row for the stages that read something."""
     listed = {"read by": readers, "may run after these": after(readers)}
     return {column: " ".join(f"`{name}`" for name in stages) for column, stages in listed.items()}
 
 
 def described(annotation: Any) -> str:
-    """A type annotation in words."""
+    """Describe a type annotation in words."""
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(described(part) for part in get_args(annotation))
     if get_origin(annotation) is list:
@@ -120,14 +121,14 @@ def described(annotation: Any) -> str:
 
 
 def bounds(metadata: list) -> list[str]:
-    """The constraints of a field in words."""
+    """Describe the constraints of a field in words."""
     names = {type(constraint).__name__: constraint for constraint in metadata}
     found = [f"{BOUNDS[name]} {getattr(bound, name.lower())}" for name, bound in names.items() if name in BOUNDS]
     return found + [f"at least {bound.min_length} long" for name, bound in names.items() if name == "MinLen"]
 
 
 def rows(section: BaseModel, prefix: str = "") -> list[dict]:
-    """A row of the table for every leaf of a section that holds the defaults."""
+    """Make a row of the table for every setting of a section that holds the defaults."""
     found = []
     for name, field in type(section).model_fields.items():
         key, default = f"{prefix}{name}", getattr(section, name)
@@ -136,13 +137,13 @@ def rows(section: BaseModel, prefix: str = "") -> list[dict]:
         else:
             allowed = "; ".join([described(field.annotation), *bounds(field.metadata)])
             row = {"setting": f"`{key}`", "allowed": allowed, "default": f"`{json.dumps(default)}`"}
-            readers = [stage for stage, entry in PIPELINE.items() if names_setting(entry, key)]
+            readers = [stage for stage, entry in PIPELINE.items() if stage_reads(entry, key)]
             found.append(row | {"meaning": field.description} | columns(readers))
     return found
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """Render the page in Markdown."""
     users = {dep: [name for name, stage in PIPELINE.items() if dep in stage["deps"]] for dep in code()}
     files = [{"code": f"`{dep}`"} | columns(names) for dep, names in users.items()]
     tables = {"settings": rows(Settings()), "files": files}
@@ -150,7 +151,7 @@ def page() -> str:
 
 
 def params(section: BaseModel, explained: set[str], indent: str = "") -> list[str]:
-    """The lines of a section that holds the defaults, as YAML; help stands where a setting is seen first."""
+    """Write a section that holds the defaults as lines of YAML, with each help text where it first applies."""
     lines = []
     for name, field in type(section).model_fields.items():
         value, choices = getattr(section, name), get_args(field.annotation)
@@ -162,7 +163,7 @@ def params(section: BaseModel, explained: set[str], indent: str = "") -> list[st
         help_ = "".join([*values, field.description or ""])
         if help_ in explained:
             lines.append(text)
-        elif isinstance(value, list):  # a comment behind a list that becomes [] breaks the file, as DVC writes it
+        elif isinstance(value, list):  # DVC breaks the file if a list followed by a comment becomes []
             lines += [f"{indent}# {help_}", text]
         else:
             lines.append(f"{text:38} # {help_}")
@@ -172,8 +173,8 @@ def params(section: BaseModel, explained: set[str], indent: str = "") -> list[st
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--params"]:
-        print("# Every setting of the pipeline; the defaults are the notebook's recipe.")
-        print("# Change one for one run:  dvc exp run -S finetune_fc.epochs=3")
+        print("# Every setting of the pipeline. The defaults are the notebook's recipe.")
+        print("# To change one for one run:  dvc exp run -S finetune_fc.epochs=3")
         print("\n".join(params(Settings(), set())))
     else:
         PAGE.write_text(page(), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Where images come from, and how they are split into halves and parts."""
+"""Where images come from, and how they are split into tasks."""

@@ -1,1 +1,1 @@
-"""Metrics, statistics, figures, and the page of the report."""
+"""Metrics, statistics, figures, and the report's page."""

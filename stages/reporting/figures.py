@@ -1,4 +1,4 @@
-"""The report's figures, PNG."""
+"""Draw the report's figures."""
 
 import io
 from itertools import count, cycle
@@ -13,42 +13,42 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from stages.reporting.results import MANY, hardest
-from stages.shared.files import write_whole
+from stages.shared.files import write_atomic
 
 mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
 COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-LONGEST_LABEL = 24  # characters
+MAX_LABEL = 24  # characters
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; equal figures make equal files."""
+    """Save a figure as PNG; equal figures make equal files."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    write_whole(path, content.getbuffer())
+    write_atomic(path, content.getbuffer())
     plt.close(figure)
 
 
-def labels(names: list[str]) -> list[str]:
-    """Class names as a figure has room for them."""
-    return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
+def short_labels(names: list[str]) -> list[str]:
+    """Shorten class names to `MAX_LABEL` characters."""
+    return [name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…" for name in names]
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Label a logarithmic axis 0.5, 1, 2: Matplotlib's own labels are mathematics, which is switched off above."""
+    """Label a logarithmic axis 0.5, 1, 2: Matplotlib's own labels need mathematical text, which is off."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
-    """Accuracy and loss by epoch of every model; solid while training, dashed on the images named `drawn_on`."""
+def curves(histories: dict[str, pd.DataFrame], curve_images: str) -> Figure:
+    """Draw accuracy and loss of every model by epoch: solid for training, dashed for the images `curve_images`."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for ax, quantity in zip(axes, ("accuracy", "loss"), strict=True):
         for color, (stage, history) in zip(cycle(COLORS), histories.items(), strict=False):
             epochs, dashed = history["epoch"], {"ls": "--", "marker": "."}
             ax.plot(epochs, history[quantity], color=color, label=f"{stage}, training")
-            ax.plot(epochs, history[f"val_{quantity}"], color=color, label=f"{stage}, {drawn_on}", **dashed)
+            ax.plot(epochs, history[f"val_{quantity}"], color=color, label=f"{stage}, {curve_images}", **dashed)
         ax.set(xlabel="epoch", ylabel=quantity)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
@@ -62,7 +62,7 @@ def curves(histories: dict[str, pd.DataFrame], drawn_on: str) -> Figure:
 
 
 def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure:
-    """How often each class was taken for which, in numbers of test images; of many classes as colours only."""
+    """Draw a confusion matrix with numbers of test images; of many classes with colours only."""
     counts = pd.crosstab(predictions["actual"], predictions["predicted"])
     counts = counts.reindex(index=names, columns=names, fill_value=0)
     side = 2.2 + 0.62 * len(names) if len(names) <= MANY else 10
@@ -73,14 +73,14 @@ def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure
         for (row, column), count in np.ndenumerate(counts.to_numpy()):
             color = "white" if shares[row, column] > 0.5 else "black"
             ax.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
-        ax.set_xticks(range(len(names)), labels(names), rotation=45, ha="right")
-        ax.set_yticks(range(len(names)), labels(names))
+        ax.set_xticks(range(len(names)), short_labels(names), rotation=45, ha="right")
+        ax.set_yticks(range(len(names)), short_labels(names))
     ax.set(xlabel="predicted", ylabel="actual", title=stage)
     return figure
 
 
 def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
-    """Accuracy by class with its 95% interval: for each panel the tables of stages that have the same classes.
+    """Draw accuracy by class with 95% intervals: a panel for stages with the same classes, a table for each stage.
 
     A table is indexed by class, with columns accuracy, low, high. Of many classes the hardest are shown.
     """
@@ -101,8 +101,8 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
             errors = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
             ax.bar(x, table["accuracy"], width * 0.95, color=next(colors), label=stage)
             ax.errorbar(x, table["accuracy"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        turned = {"rotation": 30, "ha": "right"} if len(shown) <= 12 else {"rotation": 90, "fontsize": 8}
-        ax.set_xticks(range(len(shown)), labels(shown), **turned)
+        rotated = {"rotation": 30, "ha": "right"} if len(shown) <= 12 else {"rotation": 90, "fontsize": 8}
+        ax.set_xticks(range(len(shown)), short_labels(shown), **rotated)
         ax.grid(axis="y", alpha=0.3)
     axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -111,12 +111,12 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
 
 
 def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
-    """A reliability diagram: of each model, accuracy by the probability it gave; the more images, the larger a point.
+    """Draw a reliability diagram: each model's accuracy by confidence; larger points stand for more images.
 
-    A table is what `statistics.reliability` returns.
+    Tables are those of `statistics.reliability_table`.
     """
     figure, ax = plt.subplots(figsize=(6.4, 6), layout="constrained")
-    ax.plot([0, 1], [0, 1], color="grey", ls=":", label="as often right as it says")
+    ax.plot([0, 1], [0, 1], color="grey", ls=":", label="perfectly calibrated")
     for color, (stage, table) in zip(cycle(COLORS), tables.items(), strict=False):
         ax.plot(table["probability"], table["accuracy"], color=color, alpha=0.4)
         ax.scatter(table["probability"], table["accuracy"], 400 * table["images"] / table["images"].sum(), color=color)
@@ -130,9 +130,9 @@ def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
 
 
 def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> Figure:
-    """Two rows a model: images that it took for another class, and the same with its heat maps laid over.
+    """Draw each model's mistakes in two rows: the images, and the same under their heat maps.
 
-    Of each model: rows of its predictions, their images, uint8 (n, H, W, C), and maps, float32 (n, h, w), 0 to 1.
+    For each model: rows of its predictions, their images, uint8 (n, H, W, C), and maps, float32 (n, h, w), 0 to 1.
     """
     figure = plt.figure(figsize=(12, 3.9 * len(shown)), layout="constrained")
     panels = figure.subfigures(len(shown), squeeze=False)[:, 0]
@@ -148,8 +148,8 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> F
                 ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=place)
             ax.imshow(heat, cmap="jet", alpha=0.5, interpolation="bilinear", vmin=0, vmax=1, extent=lower)
             confidence = f"{100 * example['probability']:.0f}%"
-            actual, predicted = labels([example["actual"], example["predicted"]])
-            title = f"{actual}\ntaken for\n{predicted} {confidence}"
+            actual, predicted = short_labels([example["actual"], example["predicted"]])
+            title = f"{actual}\npredicted\n{predicted} {confidence}"
             ax.text(left + 0.5, 2 * height + 0.12, title, fontsize=7, ha="center", va="bottom")
         ax.set(xlim=(0, 1.08 * columns - 0.08), ylim=(0, 2 * height + 0.42))
         ax.axis("off")

@@ -1,4 +1,4 @@
-"""The numbers of the report, the Markdown that ``templates/report.md`` makes of them, and that as an HTML page."""
+"""Render the report: collect the template's variables, fill in ``templates/report.md``, convert that to HTML."""
 
 import base64
 import functools
@@ -11,34 +11,34 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 
-from stages.reporting import published
-from stages.reporting.results import MANY, Result, Results, hardest
+from stages.reporting import notebook
+from stages.reporting.results import MANY, ModelResult, Results, hardest
 from stages.reporting.statistics import accuracy_interval, mcnemar
 from stages.settings import Settings
 from stages.shared.files import REPORTS
-from stages.shared.halves import Half
+from stages.shared.tasks import Task
 
 LEVEL = 0.05  # of significance, for all comparisons together
 IMBALANCED = 3  # times as many training images of a class as of another
 
 
-def plain(text: object) -> str:
-    """Text that Markdown shows as it is, whatever a class is called."""
+def escape_markdown(text: object) -> str:
+    """Escape text, such as a class's name, so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", str(text))
 
 
-def imbalance(half: Half) -> list[tuple[str, int]]:
-    """The classes with the most and the fewest training images, if these differ by more than `IMBALANCED` times."""
-    counts = np.bincount(half.train.y, minlength=len(half.class_names))
-    extremes = [(half.class_names[i], int(counts[i])) for i in (counts.argmax(), counts.argmin())]
+def imbalance(task: Task) -> list[tuple[str, int]]:
+    """Find the classes with the most and the fewest training images, if they differ by more than `IMBALANCED`."""
+    counts = np.bincount(task.train.y, minlength=len(task.class_names))
+    extremes = [(task.class_names[i], int(counts[i])) for i in (counts.argmax(), counts.argmin())]
     return extremes if counts.max() > IMBALANCED * counts.min() else []
 
 
-def comparison(first: Result, second: Result, level: float, params: Settings) -> dict[str, Any]:
-    """Two fine-tuned models on the same test images; `better` is None if the difference is not significant.
+def compare(first: ModelResult, second: ModelResult, level: float, params: Settings) -> dict[str, Any]:
+    """Compare two fine-tuned models on the same test images; `better` is None if the difference is not significant.
 
-    `differ` lists the settings in which their recipes differ, `trainable` left out. `held_back` says whether the
-    numbers agree with the worse one being held back by its frozen layers.
+    `differ` lists the settings in which their recipes differ, `trainable` left out. `held_back`: the numbers are
+    consistent with the frozen layers of the worse one holding it back.
     """
     test = mcnemar(first.correct, second.correct)
     better, worse = (first, second) if test.only_first > test.only_second else (second, first)
@@ -50,51 +50,53 @@ def comparison(first: Result, second: Result, level: float, params: Settings) ->
     return {"first": first, "second": second, "test": test, "better": None} | (significant if test.p < level else {})
 
 
-def numbers(results: Results, params: Settings) -> dict[str, Any]:
-    """Everything that the template shows."""
+def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
+    """Collect the template's variables."""
     pairs = list(itertools.combinations(results.tuned, 2))
     level = LEVEL / max(len(pairs), 1)  # Bonferroni
     defaults = Settings().by_key()
-    set_ups: dict[str, list[str]] = {}
+    environments: dict[str, list[str]] = {}
     for r in results.all:
-        set_ups.setdefault(", ".join(f"{key} {value}" for key, value in r.record["set_up"].items()), []).append(r.stage)
-    rerun, learned_nothing = published.rerun()
+        described = ", ".join(f"{key} {value}" for key, value in r.record["environment"].items())
+        environments.setdefault(described, []).append(r.stage)
+    rerun, learned_nothing = notebook.reruns()
     return {
         "source": results.source,
         "tuned": results.tuned,
         "params": params,
-        "published": published.TABLE if results.on_the_notebooks_images else {},
+        "published": notebook.PUBLISHED if results.on_the_notebooks_images else {},
         "rerun": rerun,
         "learned_nothing": learned_nothing,
-        "rerun_where": published.rerun_where(),
+        "rerun_environment": notebook.rerun_environment(),
         "interval": accuracy_interval,
         "many": MANY,
         "hardest": hardest,
         "imbalance": imbalance,
-        "comparisons": [comparison(*pair, level, params) for pair in pairs],
+        "comparisons": [compare(*pair, level, params) for pair in pairs],
         "level": level,
         "defaults": defaults,
         "changed": {key: value for key, value in params.by_key().items() if defaults.get(key) != value},
-        "set_ups": set_ups,
+        "environments": environments,
     }
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
+    """Render a template of ``templates/``."""
     environment = Environment(
         loader=PackageLoader("stages.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=select_autoescape(["html"]),  # Markdown's escape is `plain`
+        keep_trailing_newline=True, autoescape=select_autoescape(["html"]),  # Markdown has `plain`
     )  # fmt: skip
-    environment.filters |= {"plain": plain, "json": functools.partial(json.dumps, ensure_ascii=False)}
+    environment.filters |= {"plain": escape_markdown, "json": functools.partial(json.dumps, ensure_ascii=False)}
     return environment.get_template(template).render(values)
 
 
-def render(results: Results, params: Settings) -> str:
-    """The whole report, Markdown."""
-    return _fill("report.md", numbers(results, params))
+def render_markdown(results: Results, params: Settings) -> str:
+    """Render the whole report as Markdown."""
+    return _fill("report.md", collect_variables(results, params))
 
 
-def html(markdown: str, results: Results) -> str:
-    """The report's Markdown as one page that needs no other file: figures in ``reports/`` are inside."""
+def render_html(markdown: str, results: Results) -> str:
+    """Convert the report's Markdown to one HTML page with all figures inside."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     sections: dict[str, str] = {}
@@ -109,5 +111,5 @@ def html(markdown: str, results: Results) -> str:
     start = next(i for i, token in enumerate(tokens) if token.type == "table_open")
     top, rest = (parser.renderer.render(part, parser.options, {}) for part in (tokens[:start], tokens[start:]))
     rest = rest.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
-    shown = {"models": results.all, "interval": accuracy_interval, "sections": sections, "top": top, "rest": rest}
-    return _fill("report.html", shown | {"dataset": results.source.half.dataset})
+    variables = {"models": results.all, "interval": accuracy_interval, "sections": sections, "top": top, "rest": rest}
+    return _fill("report.html", variables | {"dataset": results.source.task.dataset})

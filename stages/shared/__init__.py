@@ -1,1 +1,1 @@
-"""What every stage uses: one-line errors, whole writes, checked arrays, and the two halves of a dataset."""
+"""Code that all stages share: errors, YAML, atomic files, arrays, and the start and end of a stage."""

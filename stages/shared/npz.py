@@ -1,49 +1,33 @@
-"""Arrays in ``.npz`` files: checked before memory is taken, never unpickled, equal arrays in equal files.
-
-Images can be larger than memory: they are written piece by piece, aligned, and mapped where they are.
-"""
+"""Arrays in ``.npz`` files: checked before memory is taken, never unpickled; equal arrays make equal files."""
 
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from tqdm import tqdm
 
-from stages.shared.errors import UserError, one_line, shown
-from stages.shared.files import PREPARED, refuse_without_room, temporary_array, whole_file
-from stages.shared.process import memory
+from stages.shared.arrays import BATCH_BYTES, LazyArray, check_free_space, temporary_array
+from stages.shared.errors import UserError, one_line, short_repr
+from stages.shared.files import PREPARED, atomic_file
+from stages.shared.machine import memory_limit
 
-LARGEST_RATIO = 200  # of compression; images never pack that well
+MAX_RATIO = 200  # of compression; images never compress that well
 HARMLESS_BYTES = 2**28
-PIECE = 2**22  # bytes read or written at once
-ALIGNMENT = 64  # bytes, of the first element in the file: TensorFlow uses such arrays where they are
-
-
-class Pieces(Protocol):
-    """An array that is made piece by piece along its first axis."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the whole."""
-
-    def pieces(self) -> Iterator[np.ndarray]:
-        """The parts, in order."""
+ALIGNMENT = 64  # bytes, of an array's first element in the file: TensorFlow then uses it without a copy
 
 
 class Header(NamedTuple):
-    """What an array in a file says of itself."""
+    """The shape, type and memory order of an array in a file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    order: Any = "C"
 
 
 def read_npz(
@@ -53,115 +37,97 @@ def read_npz(
     check: Callable[[dict[str, Header]], None] = lambda _: None,
     mapped: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """Read the named arrays of an ``.npz`` file, those that are `optional` if they are there.
+    """Read the arrays `keys` of an ``.npz`` file, and those of `optional` that it has.
 
-    Those that are `mapped` take no memory: they stay in the file, or are unpacked into a temporary one. `check` sees
-    the headers before any array is read, and may raise `UserError`. Raises `UserError` with one line if the file is
-    missing, damaged, too large, lacks a key or holds Python objects; no code from it is ever run.
+    Those in `mapped` stay in the file, or are unpacked into a temporary one. `check` gets all headers before any array
+    is read and may raise `UserError`. Raises `UserError` with one line if the file is missing, damaged, too large,
+    lacks a key or holds Python objects.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked, packed = sum(member.file_size for member in archive.infolist()), path.stat().st_size
-            if unpacked > max(HARMLESS_BYTES, LARGEST_RATIO * packed):
-                raise UserError(f"{path}: {packed} bytes that unpack to {unpacked}, expected images, not a zip bomb")
-            read = sum(m.file_size for m in archive.infolist() if m.filename.removesuffix(".npy") not in mapped)
-            if read > memory():
-                raise UserError(f"{path}: unpacks to {read} bytes, expected less than the memory, {memory()}")
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-            if missing := ", ".join(key for key in keys if key not in names):
-                raise UserError(f"{path}: {missing}: missing, expected all of {keys}; there are {shown(sorted(names))}")
-            there = [key for key in (*keys, *optional) if key in names]
-            check({key: _member(path, archive, key, _read_header) for key in there})
-            with path.open("rb") as raw:
-                how = {
-                    key: _mapper(raw, archive.getinfo(f"{key}.npy")) if key in mapped else _read_array for key in there
-                }
-                return {key: _member(path, archive, key, how[key]) for key in there}
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}, expected an .npz file") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: {one_line(error)}, expected an .npz file as numpy.savez writes it") from None
+    with _errors_in_one_line(f"{path}: "), zipfile.ZipFile(path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        _check_sizes(path, members, mapped)
+        if missing := ", ".join(key for key in keys if key not in members):
+            raise UserError(f"{path}: {missing}: missing, expected all of {keys}; has {short_repr(sorted(members))}")
+        members = {key: members[key] for key in (*keys, *optional) if key in members}
+        headers, arrays = {}, {}
+        for key, member in members.items():
+            with _errors_in_one_line(f"{path}: {key}: "), archive.open(member) as file:
+                headers[key] = _read_header(file, member)
+        check(headers)
+        for key, member in members.items():
+            with _errors_in_one_line(f"{path}: {key}: "), archive.open(member) as file:
+                # zipfile compares the checksum at the last byte.
+                arrays[key] = _map(path, file, member) if key in mapped else npy.read_array(file, allow_pickle=False)
+        return arrays
 
 
-def _member(path: Path, archive: zipfile.ZipFile, key: str, read: Callable[[Any, int], Any]) -> Any:
+@contextmanager
+def _errors_in_one_line(where: str) -> Iterator[None]:
+    """Report any damage in one line."""
     try:
-        with archive.open(f"{key}.npy") as file:
-            return read(file, archive.getinfo(f"{key}.npy").file_size)
-    except MemoryError:
-        raise UserError(f"{path}: {key}: too large for this machine's memory") from None
+        yield
     except UserError:
         raise
+    except MemoryError:
+        raise UserError(f"{where}too large for this machine's memory") from None
     except Exception as error:  # zlib, zipfile and numpy raise a dozen kinds on damaged bytes
-        raise UserError(f"{path}: {key}: {one_line(error)}, expected an array as numpy.savez writes it") from None
+        problem = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{where}{problem}, expected an .npz file as numpy.savez writes it") from None
 
 
-def _read_header(file: Any, size: int) -> Header:
-    return _shape_order_type(file, size)[0]
+def _check_sizes(path: Path, members: dict[str, zipfile.ZipInfo], mapped: tuple[str, ...]) -> None:
+    """Refuse zip bombs, and arrays that do not fit into memory."""
+    unpacked, packed = sum(member.file_size for member in members.values()), path.stat().st_size
+    if unpacked > max(HARMLESS_BYTES, MAX_RATIO * packed):
+        raise UserError(f"{path}: {packed} bytes that unpack to {unpacked}, expected images, not a zip bomb")
+    read = sum(member.file_size for key, member in members.items() if key not in mapped)
+    if read > memory_limit():
+        raise UserError(f"{path}: unpacks to {read} bytes, expected less than the memory, {memory_limit()}")
 
 
-def _shape_order_type(file: Any, size: int) -> tuple[Header, bool]:
-    """What the array says of itself, and whether it is in Fortran's order."""
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"unknown npy version {version}")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+def _read_header(file: IO[bytes], member: zipfile.ZipInfo) -> Header:
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, fortran, dtype = readers[npy.read_magic(file)](file)
     if dtype.hasobject:
         raise ValueError(f"holds Python objects ({dtype}), expected plain numbers or text; never unpickled")
-    if min(shape, default=0) < 0 or dtype.itemsize * prod(shape) != size - file.tell():
+    if min(shape, default=0) < 0 or dtype.itemsize * prod(shape) != member.file_size - file.tell():
         raise ValueError(f"header says shape {shape} {dtype}, which does not fit its length")
-    return Header(shape, dtype), fortran
+    return Header(shape, dtype, "F" if fortran else "C")
 
 
-def _read_array(file: Any, _: int) -> np.ndarray:
-    return npy.read_array(file, allow_pickle=False)  # zipfile compares the checksum at the last byte
-
-
-def _mapper(raw: IO[bytes], member: zipfile.ZipInfo) -> Callable[[Any, int], np.ndarray]:
-    """How to map a member of the archive that is open as `raw`."""
-
-    def read(file: Any, size: int) -> np.ndarray:
-        (shape, dtype), fortran = _shape_order_type(file, size)
-        start, order = file.tell(), "F" if fortran else "C"
-        stored = member.compress_type == zipfile.ZIP_STORED
-        unpacked = temporary_array((size - start,), np.uint8, PREPARED) if not stored and size > start else None
-        at = 0
-        while piece := file.read(PIECE):  # to the end, where zipfile compares the checksum
-            if unpacked is not None:
-                unpacked[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-                at += len(piece)
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        if unpacked is not None:
-            return unpacked.view(dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+def _map(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
+    """Map a stored array where it is, or unpack a compressed one into a temporary file; verify its checksum."""
+    shape, dtype, order = _read_header(file, member)
+    start, stored = file.tell(), member.compress_type == zipfile.ZIP_STORED
+    unpacked = temporary_array((0 if stored else member.file_size - start,), np.uint8, PREPARED)
+    at = 0
+    while piece := file.read(BATCH_BYTES):  # to the end, where zipfile compares the checksum
+        if not stored:
+            unpacked[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+    if 0 in shape or not stored:
+        return unpacked.view(dtype).reshape(shape, order=order)
+    with path.open("rb") as raw:
         raw.seek(member.header_offset + 26)
-        before = 30 + sum(struct.unpack("<HH", raw.read(4)))  # local header, name and extra field
-        at = member.header_offset + before + start
-        return np.memmap(raw, dtype, "c", at, shape, order).view(np.ndarray)  # type: ignore[call-overload]
-
-    return read
+        offset = member.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))  # local header, name, extra field
+        return np.memmap(raw, dtype, "c", offset + start, shape, order).view(np.ndarray)
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray | Pieces]) -> None:
-    """Write arrays to an ``.npz`` file, all or nothing, not packed; equal arrays make equal files.
+def write_npz(path: Path, arrays: dict[str, np.ndarray | LazyArray]) -> None:
+    """Write arrays to an uncompressed ``.npz`` file, atomically.
 
     Each array's elements begin at a multiple of `ALIGNMENT` bytes, by spaces in its header. Raises `UserError` if the
     disk has no room, before anything is written.
     """
     size = sum(prod(array.shape) * array.dtype.itemsize for array in arrays.values())
-    refuse_without_room(path, size)
+    check_free_space(path, size)
     progress = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False)
-    with progress, whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with progress, atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, array in arrays.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                member.write(_header(array.shape, array.dtype, file.tell()))
-                for piece in [array] if isinstance(array, np.ndarray) else array.pieces():
-                    member.write(piece.tobytes())
-                    progress.update(piece.nbytes)
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype, at: int) -> bytes:
-    """The head of an array that begins `at` a position in the file, see ``numpy.lib.format``."""
-    text = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-    text += " " * (-(at + 10 + len(text) + 1) % ALIGNMENT) + "\n"
-    return npy.magic(1, 0) + struct.pack("<H", len(text)) + text.encode("latin1")
+                header = repr({"descr": npy.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape})
+                header += " " * (-(file.tell() + 10 + len(header) + 1) % ALIGNMENT) + "\n"
+                member.write(npy.magic(1, 0) + struct.pack("<H", len(header)) + header.encode("latin1"))
+                for batch in [array] if isinstance(array, np.ndarray) else array.batches():
+                    member.write(batch.tobytes())
+                    progress.update(batch.nbytes)

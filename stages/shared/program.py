@@ -1,4 +1,4 @@
-"""How a program ends: with one line if something is wrong, and only if its inputs are still what it has read."""
+"""Run a program: report user errors in one line, and check at the end that its inputs are unchanged."""
 
 import functools
 import os
@@ -7,32 +7,38 @@ from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
 
-from stages.shared.errors import UserError, one_line
+from stages.shared.errors import SettingError, UserError, one_line
 from stages.shared.inputs import check_unchanged
+
+_on_success: list[Callable[[], None]] = []
+
+
+def on_success(action: Callable[[], None]) -> None:
+    """Call `action` once the program has succeeded, after its outputs are written."""
+    _on_success.append(action)
 
 
 def program(main: Callable[[], None]) -> Callable[[], None]:
-    """Make `main` end with one line on standard error and exit code 1 if the user can mend the problem."""
+    """Make `main` end with one line on standard error and exit code 1 for errors that the user can fix."""
 
     @functools.wraps(main)
-    def wrapped() -> None:
+    def run() -> None:
         if Path(sys.argv[0]).parent.name == "stages" and sys.modules["__main__"].__spec__ is None:
             name = Path(sys.argv[0]).stem
             sys.exit(f"error: started by its path; run `python -m stages.{name}` in the repository's folder")
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
+        _on_success.clear()
         try:
             main()
             sys.stdout.flush()
             check_unchanged()
+            for action in _on_success:
+                action()
             if "DVC_STAGE" in os.environ:
-                os._exit(0)  # TensorFlow takes its time to end, in which an edit would go unnoticed
+                os._exit(0)  # TensorFlow takes long to end; an edit meanwhile would go unnoticed
         except UserError as error:
-            # touch: `dvc exp run -S` can leave size and second as they were, and Git trusts these.
-            refused = str(error).startswith("params.yaml: ") and Path("params.yaml").exists()
-            refused = refused and "exps" not in Path.cwd().parts  # a copy that `dvc exp run --temp` throws away
-            undo = "; to go back to what is committed: touch params.yaml && git checkout params.yaml" if refused else ""
-            sys.exit(f"error: {error}{undo}")
+            sys.exit(f"error: {error}{_how_to_undo(error)}")
         except KeyboardInterrupt:
             sys.exit(130)
         except BrokenPipeError:  # `| head`
@@ -46,4 +52,13 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
                 raise
             sys.exit(f"error: memory is full, expected fewer or smaller images or layers: {one_line(error)}")
 
-    return wrapped
+    return run
+
+
+def _how_to_undo(error: UserError) -> str:
+    """Return the command that restores the committed settings: `dvc exp run -S` leaves a refused one in the file."""
+    temporary_copy = "exps" in Path.cwd().parts  # of `dvc exp run --temp`, thrown away
+    if not isinstance(error, SettingError) or temporary_copy or not Path("params.yaml").exists():
+        return ""
+    # touch: size and second may be unchanged, and Git trusts these.
+    return "; to restore the committed settings: touch params.yaml && git checkout params.yaml"

@@ -1,10 +1,10 @@
-"""Random changes of the training images, new ones in every epoch: what an image shows stays the same."""
+"""Data augmentation: random changes of the training images, new ones in every epoch."""
 
 from collections.abc import Sequence
 
 import keras
 
-CHANGES: dict[str, tuple[type[keras.layers.Layer], dict]] = {  # at most: a tenth of the side, 14 degrees
+LAYERS: dict[str, tuple[type[keras.layers.Layer], dict]] = {  # at most: a tenth of the side, 14 degrees
     "flip": (keras.layers.RandomFlip, {"mode": "horizontal"}),
     "flip_vertical": (keras.layers.RandomFlip, {"mode": "vertical"}),
     "shift": (keras.layers.RandomTranslation, {"height_factor": 0.1, "width_factor": 0.1}),
@@ -14,10 +14,12 @@ CHANGES: dict[str, tuple[type[keras.layers.Layer], dict]] = {  # at most: a tent
 }
 
 
-def augmented(model: keras.Sequential, changes: Sequence[str]) -> keras.Sequential:
-    """The model behind layers that change raw 0-255 images, (N, H, W, C), while it is trained, and only then.
+def with_augmentation(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Prepend augmentation layers to a model, which change raw 0-255 images (N, H, W, C) in training only.
 
-    Both share their layers: what is trained in the one is trained in the other.
+    Without names it is the model itself. Both share their layers: training the one trains the other.
     """
-    layers = [kind(**how, dtype="float32", name=name) for name, (kind, how) in CHANGES.items() if name in changes]
+    if not names:
+        return model
+    layers = [kind(**options, dtype="float32", name=name) for name, (kind, options) in LAYERS.items() if name in names]
     return keras.Sequential([keras.Input(model.input_shape[1:]), *layers, model])

@@ -1,40 +1,69 @@
-"""A network of ``keras.applications`` up to its pooled features, and the weights that it starts from."""
+"""The base model: a network of ``keras.applications`` up to its pooled features, and its initial weights."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import keras
 
-from stages.shared.errors import UserError, one_line
+from stages.download import Pointer, fetch
+from stages.shared.errors import SettingError, UserError, one_line
+from stages.shared.inputs import refuse_untracked
+from stages.shared.yaml_files import read_yaml
 
-SMALLEST = 32  # pixels a side
+MIN_SIDE = 32  # pixels
+EXPECTED = "a file of weights (.keras, .h5), a pointer (.yaml), imagenet.yaml or random.yaml: model.weights"
 
 
-def outputs(image: keras.KerasTensor, name: str, weights: Path | str) -> keras.KerasTensor:
-    """The features, pooled, float32 (N, F), that a backbone makes of raw 0-255 images (N, H, W, C), grey or RGB.
+class WeightsPointer(Pointer):
+    """A backbone's weights."""
 
-    `weights` are `random`, `imagenet` (which Keras downloads) or a file. Raises `UserError` if the images are too small
-    or of another kind, or the weights cannot be had or do not fit.
+    example: ClassVar = "docs/settings.md"
+    keras_folder: ClassVar = "models"
+    alternative: ClassVar = "`dvc exp run -S model.weights=data/raw/random.yaml` starts from random weights."
+
+
+def find_weights(path: Path) -> Path | str:
+    """Return the file with a backbone's weights, downloaded if `path` is a pointer, or ``random`` or ``imagenet``.
+
+    Raises `UserError` with the problem and what was expected.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        values = read_yaml(path, EXPECTED)
+        named = values.get("weights") if isinstance(values, dict) else None
+        return named if named in ("random", "imagenet") else fetch(path, WeightsPointer.read(path, EXPECTED))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected {EXPECTED}")
+    refuse_untracked(path)
+    return path
+
+
+def pooled_features(image: keras.KerasTensor, name: str, weights: Path | str) -> keras.KerasTensor:
+    """Connect a backbone to raw 0-255 images (N, H, W, C), grey or RGB; return its pooled features, float32 (N, F).
+
+    `weights`: ``random``, ``imagenet`` (which Keras downloads) or a file. Raises `UserError` if the images are too
+    small or of another kind, or the weights are not found or do not fit.
     """
     height, width, channels = image.shape[1:]
-    if min(height, width) < SMALLEST or channels not in (1, 3):
-        wanted = f"expected grey or RGB ones of at least {SMALLEST}x{SMALLEST}: data.image_size"
-        raise UserError(f"params.yaml: model.backbone: images of {height}x{width}x{channels}, {wanted}")
+    if min(height, width) < MIN_SIDE or channels not in (1, 3):
+        expected = f"grey or RGB images of at least {MIN_SIDE}x{MIN_SIDE}, not {height}x{width}x{channels}"
+        raise SettingError("model.backbone", name, f"{expected}: data.image_size")
     x = image if channels == 3 else keras.layers.Concatenate(name="rgb")([image] * 3)
-    if name == "ResNet50V2":  # the others prepare raw pixels themselves
+    if name == "ResNet50V2":  # the others preprocess raw pixels themselves
         x = keras.layers.Rescaling(1 / 127.5, -1, name="rescale")(x)
-    model = _with_weights(name, weights, {"include_top": False, "input_tensor": x, "pooling": "avg"})
+    model = _build(name, weights, {"include_top": False, "input_tensor": x, "pooling": "avg"})
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Dropout):  # of whole branches, which would go on while frozen
+        if isinstance(layer, keras.layers.Dropout):  # stochastic depth, which would go on while frozen
             layer.rate = 0.0
     return model.output
 
 
-def _with_weights(name: str, weights: Path | str, options: dict) -> keras.Model:
+def _build(name: str, weights: Path | str, options: dict) -> keras.Model:
+    """Build a backbone and load its weights."""
     build = getattr(keras.applications, name)
     try:
         model = build(weights="imagenet" if weights == "imagenet" else None, **options)
         if isinstance(weights, Path) and weights.suffix == ".keras":
-            count = len(model.weights)  # of a model with a top, the first ones
+            count = len(model.weights)  # of a model with a head, the first ones
             model.set_weights(keras.models.load_model(weights, compile=False).get_weights()[:count])
         elif isinstance(weights, Path):
             model.load_weights(weights)

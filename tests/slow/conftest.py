@@ -1,46 +1,67 @@
-"""What several tests with TensorFlow need."""
+"""Fixtures of tests that run TensorFlow in this process."""
 
-import os
-from pathlib import Path
+import sys
+from collections.abc import Sequence
 
-import cpuinfo
 import pytest
+import tensorflow as tf
 
+from stages import finetune, prepare, pretrain, report
 from stages.settings import Settings
+from stages.shared.tasks import Task, read_task
+from stages.training import checkpoint
+from stages.training.fit import fit
+from stages.training.freeze import freeze_except
+from stages.training.model import build_model
+from stages.training.runtime import configure
 from tiny import TINY
-
-os.environ["KERAS_BACKEND"] = "tensorflow"  # tests import Keras before the stages do
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the two longest files, so that all workers end together."""
-    items.sort(key=lambda item: item.path.name not in ("test_readme.py", "test_studies.py"))
 
 
 def pytest_collection_finish() -> None:
-    """Set TensorFlow's threads and devices, which cannot be changed once it runs, whichever test is the first."""
-    import tensorflow as tf
-
+    """Set TensorFlow's threads and devices, which cannot change once it runs, whichever test comes first."""
     tf.config.threading.set_intra_op_parallelism_threads(TINY["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(TINY["threads"])
     tf.config.set_visible_devices([], "GPU")
     (cpu,) = tf.config.list_physical_devices("CPU")
-    two = [tf.config.LogicalDeviceConfiguration()] * 2  # for test_devices.py; all other tests stay on the first
+    two = [tf.config.LogicalDeviceConfiguration()] * 2  # for training on two devices; other tests stay on the first
     tf.config.set_logical_device_configuration(cpu, two)
 
 
-@pytest.fixture(scope="session")
-def cpu_info() -> dict:
-    """Asked once, since each answer takes a second."""
-    return cpuinfo.get_cpu_info()
+@pytest.fixture
+def configured(tiny, monkeypatch, tmp_path):
+    """Configure TensorFlow as the stages do, without checkpoints of other tests."""
+    monkeypatch.setattr(checkpoint, "FOLDER", tmp_path / "trainings")
+    configure(tiny)
 
 
 @pytest.fixture
-def set_up(tiny: Settings, cpu_info: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """TensorFlow as the stages set it up, freshly seeded, and no interrupted training kept from another test."""
-    from stages.training import checkpoint, loop, record
+def run(configured, monkeypatch):
+    """Run stages in this process: ``run("prepare", "pretrain", "finetune_fc")``."""
+    programs = {"prepare": prepare.main, "pretrain": pretrain.main, "report": report.main}
 
-    monkeypatch.setattr(checkpoint, "FOLDER", tmp_path / "trainings")
+    def run(*stages: str) -> None:
+        for stage in stages:
+            monkeypatch.setattr(sys, "argv", [stage] if stage in programs else ["finetune", stage])
+            programs.get(stage, finetune.main)()
 
-    monkeypatch.setattr(record.cpuinfo, "get_cpu_info", lambda: cpu_info)
-    loop.set_up(tiny)
+    return run
+
+
+@pytest.fixture
+def tasks(run):
+    """Prepare the tiny dataset; return its tasks by side."""
+    run("prepare")
+    return {"source": read_task("source"), "target": read_task("target")}
+
+
+@pytest.fixture
+def train(configured):
+    """Build a network, freeze all layers but the named ones, and train it by the recipe of `pretrain`."""
+
+    def train(settings: Settings, task: Task, trainable: Sequence[str] = ()):
+        configure(settings)
+        model = build_model(task.train.x.shape[1:], len(task.class_names), settings.model, task.train.x)
+        freeze_except(model, list(trainable) or settings.model.layer_names)
+        return model, fit(model, task, settings.pretrain, "pretrain", settings)
+
+    return train

@@ -1,22 +1,18 @@
-"""A training that is interrupted goes on where it was, and ends with the bytes of an undisturbed one."""
+"""Interrupted training resumes where it was, and ends with the bytes of an undisturbed one."""
 
-import os
-import random
 import re
-import signal
-import time
 from dataclasses import replace
+from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
-from counting import counted
-from repository import REPRO, RESULTS, Repository, stages_run, tiny_params, wait_for
-from stages import prepare
-from stages.shared.files import MODELS
-from stages.shared.halves import Part, read_half
-from stages.training import checkpoint, loop, network
+from stages.shared.files import MODELS, read_json, stage_folder, timing_file
+from stages.shared.tasks import Split, read_task
+from stages.training import checkpoint, model_files
+from stages.training.checkpoint import Checkpoint
+from stages.training.model import build_model
+from stages.training.runtime import configure
 
 EVERYTHING = {
     "data.validation_fraction": 0.25,
@@ -28,113 +24,82 @@ EVERYTHING = {
     "pretrain.learning_rate": 0.15,
     "pretrain.patience": 2,
 }
+CACHED = {"precision": "mixed_float16", "pretrain.epochs": 0, "finetune_fc.epochs": 9}
 
 
-class Interrupt(keras.callbacks.Callback):
-    """Ends a training in the middle of an epoch, counted from 1."""
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.now = epoch + 1
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.now == self.epoch:
-            raise KeyboardInterrupt
+@pytest.fixture(autouse=True)
+def checkpoint_after_every_epoch(monkeypatch):
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0)
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", 0)
 
 
 @pytest.fixture
-def train(set_up, monkeypatch):
-    """Train on the prepared source; returns curves, weights and seconds, or what was kept when it was interrupted."""
-    fit = keras.Sequential.fit
-    monkeypatch.setattr(checkpoint, "EVERY", 0)
-    monkeypatch.setattr(checkpoint, "SHARE", 0)
-    MODELS.mkdir()
+def interrupt(run, monkeypatch):
+    """Interrupt a stage in an epoch, counted from 1, or before it saves its outputs; return the checkpoint left."""
 
-    def run(settings, trainable=None, until=None, half=None):
-        end = Interrupt(until) if until else keras.callbacks.Callback()
-        patched = lambda *given, callbacks, **named: fit(*given, callbacks=[*callbacks, end], **named)  # noqa: E731
-        monkeypatch.setattr(keras.Sequential, "fit", patched)
-        loop.set_up(settings)
-        half = half or read_half("source")
-        model = network.build(half.train.x.shape[1:], len(half.class_names), settings.model, half.train.x)
-        network.freeze_all_but(model, trainable or settings.model.layers_with_weights)
-        try:
-            history, seconds, kept = loop.fit(model, half, settings.pretrain, "pretrain", settings)
-        except KeyboardInterrupt:
-            return next(checkpoint.FOLDER.glob("*/*"))
-        assert kept.path.exists()  # writing results may be interrupted, too
-        kept.remove()
-        assert not kept.path.parent.exists()
-        return history, model.get_weights(), seconds
+    def interrupt(stage: str, epoch: int | None) -> Path:
+        def stop(self, *_, **__):
+            if epoch is None or len(self.curves) + 1 == epoch:
+                raise KeyboardInterrupt
 
-    return run
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(*((Checkpoint, "on_train_batch_end") if epoch else (model_files, "save")), stop)
+            run(stage)
+        (left,) = checkpoint.FOLDER.glob("*/*")
+        return left
+
+    return interrupt
 
 
-def equal(first, second) -> bool:
-    return first[0].equals(second[0]) and all(np.array_equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+def outputs(stage: str) -> dict[str, bytes]:
+    """Read all that a stage writes, its time apart."""
+    files = [MODELS / f"{stage}.keras", *stage_folder(stage).iterdir()]
+    return {path.name: path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize(
-    ("changes", "trainable"),
-    [({}, None), (EVERYTHING, None), ({"precision": "mixed_float16"}, ["fc2", "output"])],
-)
-def test_an_interrupted_training_ends_like_an_undisturbed_one(params, tiny, train, capsys, changes, trainable):
-    settings = params(**{"pretrain.epochs": 9} | changes)
-    prepare.main()
-    whole = train(settings, trainable)
-    assert ("kept" in whole[0]) == (len(whole[0]) == 5) == (changes is EVERYTHING)  # stops early
-    kept = train(settings, trainable, until=3)
-    np.savez(kept, **(dict(np.load(kept)) | {"seconds": 1000.0}))
-    assert train(settings, trainable, until=5) == kept
-    resumed = train(settings, trainable)
-    assert re.findall(r"goes on after epoch (\d)", capsys.readouterr().out) == ["2", "4"]
-    assert equal(resumed, whole)
-    assert whole[2] < 1000 < resumed[2]
+@pytest.mark.parametrize(("stage", "changes", "epochs"), [("pretrain", EVERYTHING, 5), ("finetune_fc", CACHED, 9)])
+def test_interrupted_stage_ends_with_the_bytes_of_an_undisturbed_one(
+    params, run, interrupt, capsys, stage, changes, epochs
+):
+    params(**changes)
+    run(*dict.fromkeys(["prepare", "pretrain", stage]))
+    undisturbed, seconds = outputs(stage), read_json(timing_file(stage))["train_seconds"]
+    history = undisturbed["history.csv"].decode()
+    assert history.count("\n") == 1 + epochs
+    assert ("kept" in history) == (stage == "pretrain")  # stopped early
+    left = interrupt(stage, 3)
+    np.savez(left, **(dict(np.load(left)) | {"seconds": 1000.0}))
+    assert interrupt(stage, None) == left
+    run(stage)
+    resumed = re.findall(rf"{stage}: resuming after epoch (\d)\n", capsys.readouterr().out)
+    assert resumed == ["2", "4" if stage == "pretrain" else "9"]  # no checkpoint after the epoch that stops it
+    assert outputs(stage) == undisturbed
+    assert seconds < 1000 < read_json(timing_file(stage))["train_seconds"]
+    assert list(checkpoint.FOLDER.iterdir()) == []
 
 
-def test_a_changed_setting_or_image_and_a_damaged_file_start_anew(params, tiny, train, capsys):
-    prepare.main()
-    whole, half = train(tiny), read_half("source")
-    kept = train(tiny, until=3)
-    for key, value in {"model.dropout": 0.3, "pretrain.batch_size": 8, "seed": 2, "pretrain.epochs": 4}.items():
-        train(params(**{key: value}))
-        params(**{key: tiny.by_key()[key]})
-    other = half.test.x.copy()
+def test_damaged_checkpoint_is_not_resumed(tiny, tasks, train, capsys):
+    model, _ = train(tiny, tasks["source"])
+    (left,) = checkpoint.FOLDER.glob("*/*")  # a stage deletes it once its outputs are saved
+    left.write_bytes(left.read_bytes()[:-100])
+    again, _ = train(tiny, tasks["source"])
+    assert "resuming" not in capsys.readouterr().out
+    assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
+
+
+def test_checkpoint_of_another_setting_or_image_is_not_resumed(params, tasks):
+    def path(task=tasks["source"], **changes):
+        before = params().by_key()
+        settings = params(**changes)
+        params(**{key: before[key] for key in changes})
+        configure(settings)
+        model = build_model((8, 8, 3), 5, settings.model, task.train.x)
+        return Checkpoint("pretrain", model, task, settings.pretrain, cached=False).path
+
+    changes = {"model.dropout": 0.3, "pretrain.batch_size": 8, "seed": 2, "pretrain.epochs": 4}
+    other = np.array(read_task("source").test.x)
     other[0, 0, 0, 0] ^= 1
-    train(tiny, half=replace(half, test=Part(other, half.test.y)))
-    kept.write_bytes(kept.read_bytes()[:-100])
-    assert equal(train(tiny), whole)
-    assert "goes on" not in capsys.readouterr().out
-
-
-def test_kills_in_the_middle_of_an_epoch_change_no_byte(tmp_path):
-    params = tiny_params()
-    params["data"] |= {"path": "data/raw/digits.npz", "source_classes": [0, 1, 2, 3], "target_classes": [4, 5, 6, 7]}
-    params["model"] |= {"conv_filters": [32, 64], "dense_units": [64]}
-    params["finetune_fc"]["trainable"] = ["conv2", "fc1", "output"]
-    params["feature_memory"] = 0  # a temporary file
-    stages = ("pretrain", "finetune_fc")
-    for stage in stages:
-        params[stage]["epochs"] = 9
-    repo = Repository(tmp_path, params).with_processes_of_its_own()
-    code = repo.path / "stages/training/checkpoint.py"
-    code.write_text(re.sub(r"\n(EVERY|SHARE) = [\d.]+", r"\n\1 = 0", code.read_text()))
-    for stage in stages:
-        for epoch in (2, 3, 4):
-            process, log = repo.start(*REPRO, stage)
-            wait_for(f"Epoch {epoch}/9", process, log)
-            time.sleep(random.uniform(0, 0.5))  # an epoch takes up to one second
-            os.killpg(process.pid, signal.SIGKILL)
-            assert process.wait() != 0
-            counted["kills survived"] += 1
-        assert {path.name for path in (repo.path / "models").iterdir()} <= {".gitignore", ".gitkeep", "pretrain.keras"}
-        output = repo.dvc("repro", stage)
-        assert stages_run(output) == [stage]
-        assert re.search(f"{stage}: goes on after epoch [3-9], where it was interrupted", output)
-    resumed = repo.bytes_of(*RESULTS)
-    assert not list(tmp_path.parent.glob("*/cache/*/trainings/*"))
-    repo.dvc("repro", "--force", "finetune_fc")
-    assert resumed == repo.bytes_of(*RESULTS)
+    changed_image = replace(tasks["source"], test=Split(other, tasks["source"].test.y))
+    paths = [path(), path(changed_image), *(path(**{key: value}) for key, value in changes.items())]
+    assert len(set(paths)) == 2 + len(changes)
+    assert path() == paths[0]

@@ -1,4 +1,4 @@
-"""Run one stage and write down which of the project's files it opens and which settings it reads.
+"""Run one stage and save the project's files that it opens and the settings that it reads.
 
 ``python watch.py OUT.json stages.finetune finetune_fc``, in the project's folder.
 """
@@ -11,87 +11,67 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-here = Path.cwd().resolve()
-opened: dict[str, set[str]] = {"read": set(), "written": set()}
-leaves_read: set[str] = set()
+HERE = Path.cwd().resolve()
+read: set[str] = set()
+written: set[str] = set()
+settings_read: set[str] = set()
+
+
+def project_file(name: str | bytes | int | None) -> str | None:
+    """Return the path of one of the project's files, else None."""
+    path = Path(os.fsdecode(name)).resolve() if isinstance(name, str | bytes) else HERE
+    inside = path.is_relative_to(HERE) and not path.is_dir() and "__pycache__" not in path.parts
+    return path.relative_to(HERE).as_posix() if inside else None
 
 
 def watch_files(event: str, arguments: tuple) -> None:
-    """An audit hook: `open` of any kind in this process, C extensions that go through Python's open included."""
-    if event == "open" and isinstance(arguments[0], str | bytes):
-        path = Path(os.fsdecode(arguments[0])).resolve()
-        if path.is_relative_to(here) and "__pycache__" not in path.parts and not path.is_dir():  # a file without a name
-            if arguments[2] & (os.O_WRONLY | os.O_RDWR):
-                opened["written"].add(path.relative_to(here).as_posix())
-            elif path.is_file():
-                opened["read"].add(path.relative_to(here).as_posix())
-    elif event == "os.remove":
-        opened["written"].discard(os.path.relpath(os.fsdecode(arguments[0]), here))
-    elif event == "os.link":
-        opened["written"].add(os.path.relpath(os.fsdecode(arguments[1]), here))
-    elif event == "os.rename":  # written under another name first
-        source, target = (Path(os.fsdecode(name)).resolve() for name in arguments[:2])
-        if target.is_relative_to(here):
-            opened["written"].discard(source.relative_to(here).as_posix())
-            opened["written"].add(target.relative_to(here).as_posix())
+    """Audit `open` of every kind, C extensions that use Python's `open` included, and the renames of atomic writes."""
+    if event not in ("open", "os.remove", "os.rename") or not (name := project_file(arguments[0])):
+        return
+    if event != "open":
+        written.discard(name)
+        written.update(filter(None, [project_file(arguments[1])] if event == "os.rename" else []))
+    elif arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        written.add(name)
+    elif Path(name).is_file():
+        read.add(name)
 
 
 def watch_settings(settings) -> None:
-    """Record every leaf that is read of what `settings.load` returns."""
-    dotted: dict[int, str] = {}
-    load, read, dump = settings.load, BaseModel.__getattribute__, BaseModel.model_dump
-
-    def name_sections(model: BaseModel, prefix: str = "") -> None:
-        dotted[id(model)] = prefix
-        for name in (*type(model).model_fields, *(model.model_extra or {})):
-            if isinstance(value := getattr(model, name), BaseModel):
-                name_sections(value, f"{prefix}{name}.")
+    """Record every setting that is read after `settings.load`."""
+    prefixes: dict[int, str] = {}
+    load, get = settings.load, BaseModel.__getattribute__
 
     def watched_load(*arguments):
         model = load(*arguments)
-        name_sections(model)
-        settings.Section.__getattribute__ = watched_read
-        settings.Section.model_dump = watched_dump
+        sections = {name: value for name, value in model if isinstance(value, BaseModel)}
+        prefixes.update({id(model): ""} | {id(value): f"{name}." for name, value in sections.items()})
+        settings.Section.__getattribute__ = watched_get
         return model
 
-    def watched_read(model, name):
-        value = read(model, name)
-        if id(model) in dotted and name in type(model).model_fields and not isinstance(value, BaseModel):
-            leaves_read.add(dotted[id(model)] + name)
+    def watched_get(model, name):
+        value, prefix = get(model, name), prefixes.get(id(model))
+        if prefix is not None and name == "model_dump":
+            settings_read.update(f"{prefix}{key}" for key, _ in settings.leaves(value()))
+        elif prefix is not None and name in type(model).model_fields and not isinstance(value, BaseModel):
+            settings_read.add(prefix + name)
         return value
-
-    def watched_dump(model, *arguments, **options):
-        values = dump(model, *arguments, **options)
-        if id(model) in dotted:  # not the defaults
-            leaves_read.update(dotted[id(model)] + key for key, _ in settings.leaves(values))
-        return values
 
     settings.load = watched_load
 
 
-def main() -> None:
+if __name__ == "__main__":
     out, module, *arguments = sys.argv[1:]
-    sys.path.insert(0, str(here))
+    sys.path.insert(0, str(HERE))
     sys.argv = ["-m", *arguments]  # as Python has it while it starts a stage
     sys.addaudithook(watch_files)
     from stages import settings
 
     watch_settings(settings)
     sys.argv = [module, *arguments]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        imported = {Path(m.__file__).resolve() for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
-        code = {path.relative_to(here).as_posix() for path in imported if path.is_relative_to(here / "stages")}
-        code |= {path for path in opened["read"] if path.startswith("stages/")}
-        seen = {
-            "code": sorted(code),
-            "read": sorted(opened["read"] - opened["written"] - code - {"params.yaml"}),
-            "written": sorted(opened["written"]),
-            "params": sorted(leaves_read),
-        }
-        Path(out).write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    imported = [project_file(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    code = {name for name in (*imported, *read) if name and name.startswith("stages/")}
+    data = read - written - code - {"params.yaml", "dvc.yaml"}
+    found = {"code": code, "read": data, "written": written, "params": settings_read}
+    Path(out).write_text(json.dumps({kind: sorted(names) for kind, names in found.items()}))

@@ -1,4 +1,4 @@
-"""Python imports this at its start: a stage is handed to the server beside this, which saves it its imports."""
+"""Python imports this at its start; it hands a stage to the server beside this file, which saves the imports."""
 
 import json
 import os

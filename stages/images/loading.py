@@ -1,0 +1,107 @@
+"""Find and read the datasets that ``data.path`` and ``data.target_path`` name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from stages.download import Pointer, fetch
+from stages.images.cifar10 import read_cifar10
+from stages.images.dataset import Dataset, check_class_names, read_dataset
+from stages.images.folders import read_folder
+from stages.images.resize import resize_dataset, to_rgb
+from stages.images.split import label_numbers
+from stages.settings import Data
+from stages.shared.errors import UserError
+from stages.shared.inputs import refuse_untracked
+from stages.shared.yaml_files import read_yaml
+
+KINDS = "arrays (.npz), a folder of pictures, or a pointer (.yaml)"
+READERS: dict[str, Callable[[Path, list[str]], Dataset]] = {"cifar10-python": read_cifar10, "npz": read_dataset}
+
+
+class DatasetPointer(Pointer):
+    """A dataset's archive, its format, and its classes."""
+
+    example: ClassVar = "data/raw/cifar10.yaml"
+    keras_folder: ClassVar = "datasets"
+    alternative: ClassVar = "`dvc exp run -S data.path=data/raw/digits.npz` runs on the built-in digits."
+    format: Literal["cifar10-python", "npz"]
+    class_names: Annotated[list[str], AfterValidator(check_class_names)] = Field(min_length=2)
+
+
+def is_same(path: Path) -> bool:
+    """Return whether ``data.target_path`` stands for ``data.path``; DVC has no null dependency."""
+    return path.suffix == ".yaml" and read_yaml(path, f"a dataset: {KINDS}") == {"same": "data.path"}
+
+
+def dataset_paths(data: Data) -> tuple[Path, Path]:
+    """Return the paths of the source's and the target's dataset."""
+    path, target_path = Path(data.path), Path(data.target_path)
+    return path, path if is_same(target_path) else target_path
+
+
+def check_classes_of_pointers(data: Data) -> None:
+    """Raise `SettingError` if the chosen classes are not those of a pointer, before its archive is downloaded."""
+    for side, path in zip(("source", "target"), dataset_paths(data), strict=True):
+        if path.suffix in (".yaml", ".yml"):
+            names = DatasetPointer.read(path, f"{KINDS}: data.path").class_names
+            label_numbers(getattr(data, f"{side}_classes"), names, f"data.{side}_classes")
+
+
+def find(path: Path) -> tuple[DatasetPointer | None, Path]:
+    """Return the pointer at `path`, if it is one, and the dataset's file or folder, downloaded if necessary.
+
+    Raises `UserError` (`DownloadError` if the archive cannot be downloaded) with what was wrong and what was expected.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        pointer = DatasetPointer.read(path, f"{KINDS}: data.path")
+        return pointer, fetch(path, pointer)
+    if path.suffix == ".csv":
+        raise UserError(f"{path}: expected the folder of this list and its pictures, {path.parent}: DVC tracks that")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: not a regular file, expected {KINDS}: data.path")
+    if not path.exists():
+        tracked = path.with_name(f"{path.name}.dvc").exists()
+        expected = "`dvc pull` gets it from where it was pushed to" if tracked else f"expected {KINDS}: data.path"
+        raise UserError(f"{path}: {'not in this clone' if tracked else 'No such file or directory'}; {expected}")
+    refuse_untracked(path)
+    return None, path
+
+
+def load(path: Path, data: Data, seed: int, size: tuple[int, int] | None = None) -> Dataset:
+    """Read a dataset and resize its images to `size` (H, W) if given.
+
+    Raises as `find` does, and for invalid content of the file or folder.
+    """
+    pointer, found = find(path)
+    if found.is_dir():
+        return replace(read_folder(found, size, data, seed), name=path.name)
+    if pointer:
+        dataset = replace(READERS[pointer.format](found, pointer.class_names), name=pointer.name)
+    else:
+        dataset = read_dataset(found)
+    return resize_dataset(path, dataset, size) if size else dataset
+
+
+def load_datasets(data: Data, seed: int) -> tuple[Dataset, Dataset]:
+    """Read the source's and the target's dataset, which may be the same object, with images of one size.
+
+    The size is ``data.image_size``, or that of the source's images. Grey images become RGB if the others are. Raises
+    as `load` does.
+    """
+    path, side = Path(data.path), data.image_size
+    source = load(path, data, seed, (side, side) if side else None)
+    if is_same(Path(data.target_path)):
+        return source, source
+    if data.target_path == data.path:
+        return source, replace(source)  # named twice: the tasks may share classes
+    height, width, channels = source.x_train.shape[1:]
+    target = load(Path(data.target_path), data, seed, (height, width))
+    if (others := target.x_train.shape[3]) == channels:
+        return source, target
+    if {channels, others} != {1, 3}:
+        raise UserError(f"{data.target_path}: {others} channels, expected {channels}, as {path} has, or grey and RGB")
+    return to_rgb(source), to_rgb(target)

@@ -1,0 +1,107 @@
+"""Train a model on a task."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from stages.settings import Recipe, Settings
+from stages.shared.errors import UserError
+from stages.shared.files import stage_folder, write_atomic
+from stages.shared.program import on_success
+from stages.shared.tasks import Split, Task
+from stages.training import feature_cache
+from stages.training.augment import with_augmentation
+from stages.training.checkpoint import CURVES, Checkpoint
+from stages.training.freeze import split_at_first_trained
+from stages.training.input_pipeline import ShuffleOrder, evaluation_batch_size, make_dataset
+from stages.training.optimizer import make_optimizer
+
+
+class History(NamedTuple):
+    """Learning curves and the training time.
+
+    curves: one row an epoch: epoch (int, from 1), accuracy, loss (running means while training), val_accuracy, val_loss
+    (after the epoch, on the task's `curve_split`); with early stopping also `kept`, 1 in the row of the epoch whose
+    weights the model has at the end, else 0.
+    """
+
+    curves: pd.DataFrame
+    seconds: float
+
+
+def fit(model: keras.Model, task: Task, recipe: Recipe, stage: str, params: Settings) -> History:
+    """Train a model's trainable layers, or resume that where it was interrupted.
+
+    Raises `UserError` if the loss is not a number.
+    """
+    if recipe.epochs == 0:
+        return History(pd.DataFrame(columns=["epoch", *CURVES]), 0.0)
+
+    # Split the model, and decide where to cache the features of its frozen body.
+    train, curve, location = task.train, task.curve_split, None
+    body, head = split_at_first_trained(model)
+    if body is not None:
+        location, why = feature_cache.choose_location(body, len(train.y) + len(curve.y), recipe, params)
+        print(f"{stage}: {why}")
+    checkpoint = Checkpoint(stage, model, task, recipe, cached=location is not None)
+
+    # Train the head on the features, or all of the model on the images. Both share their layers with `model`.
+    if body is not None and location is not None:
+        network = head
+        train, curve = (Split(feature_cache.compute(body, split.x, location), split.y) for split in (train, curve))
+    else:
+        network = with_augmentation(model, recipe.augment)
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    network.compile(
+        make_optimizer(recipe, len(train.y)),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
+        steps_per_execution=8 if location is not None and devices == 1 else 1,
+    )
+
+    # Resume from the checkpoint, if there is one; it is deleted once the stage has succeeded.
+    stopping = None
+    if recipe.patience:
+        stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
+    checkpoint.load(network, stopping)
+    on_success(checkpoint.delete)
+
+    # Train. Keras wants the first batch for the curves to divide evenly among the devices.
+    order = ShuffleOrder(train.x, params.seed, 2**63 if location == "memory" else params.image_memory)
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: write_history(stage, checkpoint.table()))
+    curve_batch = min(evaluation_batch_size(task.train.x.shape[1:]), len(curve.y)) // devices * devices
+    network.fit(
+        make_dataset(train.x, train.y, recipe.batch_size, order),
+        shuffle=False,  # `order` does that
+        epochs=recipe.epochs,
+        initial_epoch=len(checkpoint.curves),
+        validation_data=make_dataset(curve.x, curve.y, curve_batch),
+        callbacks=[order, keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint, watch],
+        class_weight=_balanced_weights(train.y) if recipe.class_weight else None,
+    )
+
+    curves = checkpoint.table()
+    if not np.isfinite(curves["loss"]).all():
+        checkpoint.delete()
+        raise UserError(
+            f"{stage}: the loss became {curves['loss'].iloc[-1]} in epoch {len(curves)} of {recipe.epochs}: expected "
+            f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
+        )
+    if stopping:
+        curves.insert(1, "kept", (curves.index == stopping.best_epoch).astype(int))
+    return History(curves, checkpoint.seconds)
+
+
+def write_history(stage: str, curves: pd.DataFrame) -> None:
+    """Write learning curves, while a stage trains those so far: `dvc plots show` draws them."""
+    write_atomic(stage_folder(stage) / "history.csv", curves.to_csv(index=False).encode())
+
+
+def _balanced_weights(y: np.ndarray) -> dict[int, float]:
+    """Weigh each label by n / (classes * count), as scikit-learn's ``class_weight="balanced"`` does."""
+    labels, counts = np.unique(y, return_counts=True)
+    return {int(label): len(y) / (len(labels) * count) for label, count in zip(labels, counts, strict=True)}

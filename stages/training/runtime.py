@@ -1,0 +1,51 @@
+"""Configure TensorFlow: seed, threads, devices, precision; and describe it for the record."""
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+
+import keras
+import tensorflow as tf
+
+from stages.settings import Settings
+from stages.shared.errors import SettingError
+from stages.shared.machine import cpu, keep_freed_memory
+
+
+def configure(params: Settings) -> int:
+    """Set the seed, the number of threads, the precision and Keras's defaults; return the number of threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = params.threads or cores
+    keep_freed_memory()
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()  # a CPU gives the same bits without
+    keras.config.set_floatx("float32")  # a user's keras.json may say otherwise
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_dtype_policy(params.precision)
+    keras.utils.set_random_seed(params.seed)
+    return threads
+
+
+def device_scope(count: int) -> AbstractContextManager:
+    """Return the scope to build, load and train a model in: one device, or `count` GPUs that share every batch.
+
+    Raises `SettingError` if there are fewer. Without GPUs the CPU's logical devices count, of which there is one.
+    """
+    if count == 1:
+        return nullcontext()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if count > len(devices):
+        names = ", ".join(device.name for device in devices)
+        raise SettingError("devices", count, f"at most {len(devices)}: there is {names}")
+    return tf.distribute.MirroredStrategy([device.name for device in devices[:count]]).scope()
+
+
+def describe_environment(threads: int) -> dict[str, str | int]:
+    """Describe the machine and the versions that the bits of a result depend on."""
+    name, instruction_set = cpu()
+    versions = {package: version(package) for package in ("tensorflow", "keras", "numpy")}
+    python = platform.python_version()
+    return {"cpu": name, "instruction_set": instruction_set, "threads": threads, "python": python, **versions}

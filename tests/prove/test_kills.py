@@ -1,0 +1,41 @@
+"""Stages that are killed in the middle of an epoch, as `dvc repro` runs them."""
+
+import os
+import random
+import re
+import signal
+import time
+
+from counting import counted
+from repository import REPRO, RESULTS, Repository, stages_run, tiny_params, wait_for
+
+STAGES = ("pretrain", "finetune_fc")
+
+
+def test_kills_in_the_middle_of_an_epoch_change_no_byte(tmp_path):
+    params = tiny_params()
+    params["data"] |= {"path": "data/raw/digits.npz", "source_classes": [0, 1, 2, 3], "target_classes": [4, 5, 6, 7]}
+    params["model"] |= {"conv_filters": [32, 64], "dense_units": [64]}
+    params["finetune_fc"]["trainable"] = ["conv2", "fc1", "output"]
+    params["feature_memory"] = 0  # cached in a temporary file
+    for stage in STAGES:
+        params[stage]["epochs"] = 9
+    repo = Repository(tmp_path, params).with_processes_of_its_own()
+    for constant in ("INTERVAL = 1.0", "MAX_SHARE = 20"):  # a checkpoint after every epoch
+        repo.edit("stages/training/checkpoint.py", constant, constant.partition(" ")[0] + " = 0")
+    for stage in STAGES:
+        for epoch in (2, 3, 4):
+            process, log = repo.start(*REPRO, stage)
+            wait_for(f"Epoch {epoch}/9", process, log)
+            time.sleep(random.uniform(0, 0.5))  # an epoch takes up to one second
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait() != 0
+            counted["kills survived"] += 1
+        assert {path.name for path in (repo.path / "models").iterdir()} <= {".gitignore", ".gitkeep", "pretrain.keras"}
+        output = repo.dvc("repro", stage)
+        assert stages_run(output) == [stage]
+        assert re.search(f"{stage}: resuming after epoch [3-9]", output)
+    resumed = repo.bytes_of(*RESULTS)
+    assert not list(tmp_path.parent.glob("*/cache/*/trainings/*"))
+    repo.dvc("repro", "--force", "finetune_fc")
+    assert resumed == repo.bytes_of(*RESULTS)

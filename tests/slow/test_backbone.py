@@ -1,0 +1,139 @@
+"""Networks of keras.applications as the base: their weights, their features, and what is frozen."""
+
+import functools
+from pathlib import Path
+from unittest.mock import Mock
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+from keras.src.legacy.saving import legacy_h5_format
+from keras.src.utils import file_utils
+
+from stages.shared.errors import UserError
+from stages.shared.files import sha256
+from stages.training.backbone import find_weights
+from stages.training.freeze import freeze_except, split_at_first_trained
+from stages.training.model import build_model
+
+pytestmark = pytest.mark.usefixtures("configured")
+SIDE = 32  # pixels
+HEADS = {f"{stage}.head": "reset" for stage in ("finetune_output", "finetune_fc")}
+CLASSES = {"data.source_classes": [0, 1, 2], "data.target_classes": [3, 4], "data.image_size": SIDE}
+HEAD = ["fc1", "fc2", "output"]
+
+
+@functools.cache
+def reference(name: str) -> keras.Model:
+    """Build a backbone with plain Keras, with weights that no initializer draws."""
+    options = {"include_top": False, "weights": None, "input_shape": (SIDE, SIDE, 3), "pooling": "avg"}
+    model = getattr(keras.applications, name)(**options)
+    rng = np.random.default_rng(3)
+    model.set_weights([weight * rng.uniform(0.9, 1.1) + 0.01 for weight in model.get_weights()])
+    return model
+
+
+@pytest.fixture
+def pointer(workspace, monkeypatch):
+    """Save the reference weights of MobileNetV3Small, and a pointer to them beside; return its path."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
+    reference("MobileNetV3Small").save_weights(file := workspace / "data/raw/small.weights.h5")
+    values = {"name": "small", "urls": [f"https://example.org/{file.name}"], "sha256": sha256(file.read_bytes())}
+    file.with_name("weights.yaml").write_text(yaml.safe_dump(values))
+    return "data/raw/weights.yaml"
+
+
+@pytest.fixture
+def eager():
+    """Run without graphs, as tracing them takes most of the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def weights(stage: str) -> dict[str, list[np.ndarray]]:
+    """Load a stage's weights by layer, as plain Keras does."""
+    layers = keras.models.load_model(f"models/{stage}.keras").layers
+    return {layer.name: layer.get_weights() for layer in layers if layer.weights}
+
+
+def changed(before: dict, after: dict) -> list[str]:
+    """List the layers whose weights differ, moving averages included."""
+    same = {name: all(map(np.array_equal, before[name], after[name])) for name in after if name in before}
+    return [name for name, equal in same.items() if not equal]
+
+
+@pytest.mark.parametrize("name", ["EfficientNetV2B0", "ResNet50V2", "ConvNeXtTiny"])
+def test_frozen_features_are_those_that_keras_computes(params, tiny_dataset, tmp_path, name):
+    own = reference(name)
+    own.save_weights(file := tmp_path / "own.weights.h5")
+    model = build_model((SIDE, SIDE, 3), 2, params(**{"model.backbone": name}).model, None, file)
+    freeze_except(model, HEAD)
+    body, head = split_at_first_trained(model)
+    assert [layer.name for layer in head.layers if layer.weights] == HEAD  # the body has stochastic depth, too
+    assert all(map(np.array_equal, body.get_weights(), own.get_weights()))
+    x = tf.image.resize(tiny_dataset["x_test"][:20], (SIDE, SIDE)).numpy()
+    assert np.allclose(head(body(x)), model(x), atol=1e-6)
+    expected = own(keras.applications.resnet_v2.preprocess_input(x.copy()) if name == "ResNet50V2" else x)
+    assert np.allclose(body(x, training=True), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_fine_tuning_the_last_block_or_all_layers_changes_these_only(params, tiny_dataset, run, pointer, eager):
+    epochs = {"pretrain.epochs": 0, "finetune_output.epochs": 1, "finetune_fc.epochs": 1}
+    backbone = {"model.backbone": "MobileNetV3Small", "model.weights": pointer}
+    trainable = {"finetune_output": ["backbone", *HEAD], "finetune_fc": ["expanded_conv_10", "conv_1", "output"]}
+    layers = {f"{stage}.trainable": names for stage, names in trainable.items()}
+    params(**epochs, **backbone, **layers, **CLASSES, **HEADS)
+    run("prepare", "pretrain", "finetune_output")
+    tf.config.run_functions_eagerly(False)  # the cached features' short head is quickly traced
+    run("finetune_fc", "report")
+    before, tuned = weights("pretrain"), weights("finetune_output")
+    own, ours = reference("MobileNetV3Small").get_weights(), [array for arrays in before.values() for array in arrays]
+    assert all(map(np.array_equal, own, ours))
+    assert changed(before, tuned) == list(before)
+    block = [name for name in before if name.startswith(("expanded_conv_10_", "conv_1"))]
+    assert sorted(changed(before, weights("finetune_fc"))) == sorted([*block, "output"])
+    page = Path("reports/report.md").read_text()
+    assert "| all but expanded_conv_10, conv_1, output |" in page
+    assert "the features are those of the weights that `MobileNetV3Small` started from" in page
+    # Another run can start from this model.
+    again = build_model((SIDE, SIDE, 3), 7, params().model, None, Path("models/finetune_output.keras"))
+    assert changed(tuned, {layer.name: layer.get_weights() for layer in again.layers}) == HEAD
+
+
+def test_imagenet_weights_come_from_keras_and_a_failed_download_is_explained(params, monkeypatch, tmp_path):
+    settings = params(**{"model.backbone": "ResNet50V2"})
+    build = functools.partial(build_model, (SIDE, SIDE, 3), 2, settings.model, None, "imagenet")
+    monkeypatch.setattr(file_utils, "get_file", Mock(side_effect=OSError("URL fetch failure on https://...")))
+    with pytest.raises(UserError) as error:
+        build()
+    for text in ("ResNet50V2: ", "URL fetch failure on https://", ".keras/models", "data/raw/random.yaml"):
+        assert text in str(error.value)
+    own = reference("ResNet50V2")
+    with h5py.File(tmp_path / "resnet.h5", "w") as file:  # in the format of Keras's files
+        legacy_h5_format.save_weights_to_hdf5_group(file, own)
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(tmp_path / "resnet.h5"))
+    assert all(map(np.array_equal, build().get_weights()[: len(own.weights)], own.get_weights()))
+
+
+def test_layers_match_by_prefix_and_what_does_not_fit_is_refused_in_one_line(params, tiny_dataset, tmp_path):
+    settings = params(**{"model.backbone": "MobileNetV3Small"})
+    reference("EfficientNetV2B0").save_weights(other := tmp_path / "other.weights.h5")
+    build = functools.partial(build_model, classes=2, params=settings.model, x_train=tiny_dataset["x_test"])
+    model = build((SIDE, SIDE, 1))  # grey
+    freeze_except(model, ["expanded_conv_1"])
+    assert {layer.name[:16] for layer in model.layers if layer.trainable} == {"expanded_conv_1_"}
+    for wrong, message in (
+        (lambda: build((8, 8, 3)),
+         r"params\.yaml: model\.backbone: was 'MobileNetV3Small', expected .* 32x32, not 8x8x3: data\.image_size"),
+        (lambda: build((SIDE, SIDE, 3), weights=other), f"{other}: no weights of MobileNetV3Small .*"),
+        (lambda: find_weights(Path("x.h5")), r"x\.h5: no such file, expected .*model\.weights"),
+        (lambda: freeze_except(model, ["conv5"], "finetune_fc.trainable"),
+         r"params\.yaml: finetune_fc\.trainable: was 'conv5', .*'output', 'fc2', 'fc1', 'backbone', .*_conv_10'.*"),
+        (lambda: freeze_except(model, ["avg_pool"]), r"params\.yaml: trainable: was 'avg_pool', expected .*"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{message}$"):
+            wrong()
