@@ -5,7 +5,7 @@ READY := .venv/ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PTH := import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")
 
-.PHONY: setup run check test prove docs study export reproduce lock
+.PHONY: setup run check test prove docs study experiments committed-run export reproduce lock
 setup: $(READY)
 
 # PTH puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
@@ -26,17 +26,17 @@ $(READY): requirements.txt
 	@touch $(READY)
 
 CIFAR10 := data/raw/cifar10.yaml
-DIGITS := data/raw/digits.npz
-define ON_DIGITS
+MNIST := data/raw/mnist.npz
+define ON_MNIST
 
 ===============================================================================
-Images: the built-in DIGITS ($(DIGITS)), NOT CIFAR-10.
+Images: the built-in MNIST ($(MNIST)), NOT CIFAR-10.
 params.yaml names them, so every run uses them until you run on CIFAR-10 with:
   $(BIN)/dvc exp run -S data.path=$(CIFAR10)
 ===============================================================================
 
 endef
-export ON_DIGITS
+export ON_MNIST
 
 # stages.images fetches the images that params.yaml names, and exits with 3 if they cannot be downloaded. `dvc exp run`
 # fails without a committer's name.
@@ -46,10 +46,10 @@ run: $(READY)
 	$(BIN)/python -m stages.prepare --fetch; status=$$?; command="repro"; \
 	case $$status in \
 	  0) images=$$($(BIN)/python -c 'import yaml; print(yaml.safe_load(open("params.yaml"))["data"]["path"])') ;; \
-	  3) images=$(DIGITS); command="exp run -S data.path=$(DIGITS)" ;; \
+	  3) images=$(MNIST); command="exp run -S data.path=$(MNIST)" ;; \
 	  *) exit $$status ;; \
 	esac; \
-	if [ "$$images" = $(DIGITS) ]; then note=$$ON_DIGITS; else note="Images: $$images"; fi; \
+	if [ "$$images" = $(MNIST) ]; then note=$$ON_MNIST; else note="Images: $$images"; fi; \
 	echo "$$note"; $(BIN)/dvc $$command || exit; echo "$$note"; \
 	[ -z "$$who" ] || echo "Git needs your name first, once: git config user.name NAME && git config user.email EMAIL"; \
 	echo "To compare later runs with this one: git add dvc.lock params.yaml reports && git commit"; \
@@ -61,6 +61,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/fast
+	@$(BIN)/python -m tools.committed_run
 
 # Before a pull request, under 5 minutes on two cores.
 test: $(READY)
@@ -70,10 +71,20 @@ test: $(READY)
 prove: $(READY)
 	$(BIN)/python -m pytest tests/prove
 
+# Prints all experiments, those of earlier commits, too.
+experiments: $(READY)
+	@$(BIN)/python -m tools.experiments
+
+# Repeats the run that is committed, on CIFAR-10 with the committed settings, and stages it for a commit.
+committed-run: $(READY)
+	git checkout params.yaml
+	$(BIN)/dvc repro
+	git add dvc.lock reports
+
 docs: $(READY)
 	$(BIN)/python -m tools.settings_page
 
-PLAN ?= studies/digits.yaml
+PLAN ?= studies/mnist.yaml
 study: $(READY)
 	@$(BIN)/python -m studies $(PLAN)
 

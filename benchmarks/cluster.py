@@ -1,6 +1,6 @@
 """Kill parts of a cluster that runs a study, and check the result: ``python benchmarks/cluster.py --kills 20``.
 
-Three machines on loopback, each with its own home, caches and Dask worker, run `studies/digits.yaml` and reach the Git
+Three machines on loopback, each with its own home, caches and Dask worker, run `studies/mnist.yaml` and reach the Git
 and DVC remotes over SSH (needs `sshd`; Debian: openssh-server). One of them joins late. At random times a worker, a
 machine, the coordinator or the scheduler is killed with -9 and restarted, in rounds with different settings. After each
 round one machine runs the same study undisturbed. Exit code 1 if an experiment is missing, a pretraining ran twice, or
@@ -24,7 +24,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAN = "studies/digits.yaml"
+PLAN = "studies/mnist.yaml"
 WAIT = (10, 40)  # seconds between kills
 KINDS = {"worker": 5, "machine": 2, "coordinator": 3, "scheduler": 1}  # relative frequencies of kills
 

@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py [--kills 50] [--writes N] [--seed 0]
 
-Works on fresh clones of the last commit, with the digits and one epoch per stage. First it kills at random times, by
+Works on fresh clones of the last commit, with MNIST and one epoch per stage. First it kills at random times, by
 SIGKILL, SIGINT (Ctrl-C) and SIGTERM, up to three in a row; then before, halfway through and after the writing of every
 output. It also emulates a full disk halfway through every output, which must end the stage with one line. Exit code 1,
 and the clones are kept, if a byte differs, a finished stage runs again, an output is half-written, or dvc.lock or the
@@ -43,7 +43,7 @@ class Clone:
         shutil.rmtree(self.path / "reports")  # results may be committed
         (self.path / "dvc.lock").unlink(missing_ok=True)
         params = yaml.safe_load((self.path / "params.yaml").read_text())
-        params["data"]["path"] = "data/raw/digits.npz"
+        params["data"]["path"] = "data/raw/mnist.npz"
         for section in params.values():
             if isinstance(section, dict) and "epochs" in section:
                 section["epochs"] = 1

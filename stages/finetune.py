@@ -11,11 +11,12 @@ from stages.shared.files import MODELS
 from stages.shared.program import program
 from stages.shared.tasks import read_task
 from stages.training import model_files
+from stages.training.control import prepare, train_control
 from stages.training.evaluate import evaluate_and_save
 from stages.training.fit import fit
-from stages.training.freeze import freeze_except
-from stages.training.model import replace_head
 from stages.training.runtime import configure, device_scope
+
+PRETRAINED = MODELS / "pretrain.keras"
 
 
 @program
@@ -29,12 +30,12 @@ def main() -> None:
     task = read_task("target")
     threads = configure(params)
     with device_scope(params.devices):
-        model = model_files.load(MODELS / "pretrain.keras")
-        if recipe.head == "reset":
-            model = replace_head(model, len(task.class_names))
-        freeze_except(model, recipe.trainable, f"{stage}.trainable")
+        model = prepare(model_files.load(PRETRAINED), task, recipe, stage)
         history = fit(model, task, recipe, stage, params)
-    evaluate_and_save(stage, model, task, history, threads)
+        control = None
+        if recipe.control:
+            control = train_control(model_files.load(PRETRAINED), task, recipe, stage, params)
+    evaluate_and_save(stage, model, task, history, threads, control)
 
 
 if __name__ == "__main__":

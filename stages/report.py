@@ -10,7 +10,7 @@ from stages.shared.program import program
 
 
 def write_figures(results: Results) -> None:
-    """Draw every figure into ``reports/figures``."""
+    """Draw every figure."""
     wrong = {r.stage: (r.predictions.iloc[r.mistakes], r.task.test.x[r.mistakes], r.heat) for r in results.all}
     curve_images = f"{results.source.task.curve_split_name} images"
     drawn = {
@@ -19,12 +19,12 @@ def write_figures(results: Results) -> None:
             [{r.stage: r.per_class for r in rs} for rs in ([results.source], results.tuned)]
         ),
         "calibration": figures.calibration({r.stage: r.reliability for r in results.all}),
-        "mistakes": figures.mistakes(wrong),
     }
     for r in results.all:
         drawn[f"confusion_{r.stage}"] = figures.confusion(r.stage, r.predictions, r.task.class_names)
     for name, figure in drawn.items():
         figures.save(figure, REPORTS / "figures" / f"{name}.png")
+    figures.save(figures.mistakes(wrong), REPORTS / "mistakes.png")  # it shows images, which Git must not get
 
 
 @program
@@ -33,8 +33,9 @@ def main() -> None:
     params = settings.load()
     results = read_results("pretrain", list(params.finetune_stages))
     write_figures(results)
-    metrics = {r.stage: r.metrics for r in results.all}
-    write_atomic(REPORTS / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    for name in ("metrics", "details"):
+        values = {r.stage: getattr(r, name) for r in results.all}
+        write_atomic(REPORTS / f"{name}.json", (json.dumps(values, indent=2) + "\n").encode())
     write_atomic(REPORTS / "summary.csv", results.summary.to_csv(index=False).encode())
     markdown = page.render_markdown(results, params)
     write_atomic(REPORTS / "report.md", markdown.encode())

@@ -86,6 +86,7 @@ class FinetuneRecipe(Recipe):
     epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training images")
     trainable: list[str] = Field(min_length=1, description="layers to train, or backbone; all others are frozen")
     head: Literal["keep", "reset"] = Field("keep", description="keep the source's output layer, or start a new one")
+    control: bool = Field(True, description="train the same from random weights, too: what is the transfer worth?")
 
 
 class Settings(Section):

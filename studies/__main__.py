@@ -1,4 +1,4 @@
-"""Run a study and write its page: ``python -m studies studies/digits.yaml``.
+"""Run a study and write its page: ``python -m studies studies/mnist.yaml``.
 
 After an interruption, the same command resumes the study. The exit code is 1 if an experiment failed.
 """
@@ -16,7 +16,7 @@ from studies import analysis, cluster, experiments, page, plan, repository, runn
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__.splitlines()[0])
-    parser.add_argument("plan", type=Path, help="the plan to run, such as studies/digits.yaml")
+    parser.add_argument("plan", type=Path, help="the plan to run, such as studies/mnist.yaml")
     parser.add_argument(
         "-S", dest="changes", action="append", default=[], metavar="KEY=VALUE",
         help="override a setting in every run, as in `dvc exp run`",

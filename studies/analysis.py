@@ -43,7 +43,7 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
                 "rev": done[experiment].rev,
                 "stage": model.stage,
                 "accuracy": metrics[model.stage]["test_accuracy"],
-                "validation": metrics[model.stage].get("validation_accuracy", np.nan),
+                "validation": metrics[model.stage]["validation_accuracy"],
                 "seconds": sum(metrics[stage]["train_seconds"] for stage in {"pretrain", model.stage}),
             }
         )

@@ -10,7 +10,7 @@ from studies.repository import committed_settings
 
 
 def experiment_name(study: str, run: str, images: int, seed: int) -> str:
-    """Return an experiment's name, such as ``digits_pretrained_20_s1``; `images` is per class."""
+    """Return an experiment's name, such as ``mnist_pretrained_20_s1``; `images` is per class."""
     return f"{study}_{run}_{images}_s{seed}"
 
 

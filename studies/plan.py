@@ -94,7 +94,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> Plan:
     if not re.fullmatch(r"[A-Za-z0-9-]+", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
     try:
-        plan = Plan.model_validate(read_yaml(path, "a study's plan, such as studies/digits.yaml"))
+        plan = Plan.model_validate(read_yaml(path, "a study's plan, such as studies/mnist.yaml"))
     except ValidationError as error:
         raise UserError(f"{path}: {describe_all(error, 'docs/studies.md')}") from None
     overrides = dict(_parse_change(text) for text in changes)

@@ -21,7 +21,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A completed experiment: its commit and its ``metrics.json``."""
+    """A completed experiment: its commit, and metrics and details by stage."""
 
     rev: str
     metrics: dict
@@ -94,7 +94,8 @@ def completed_experiments(base: Base, wanted: dict[str, FlatSettings]) -> dict[s
         if name not in wanted:
             continue
         if _settings_of(rev) == wanted[name]:
-            completed[name] = Experiment(rev, json.loads(_git("show", f"{rev}:./reports/metrics.json")))
+            found = [json.loads(_git("show", f"{rev}:./reports/{file}.json")) for file in ("details", "metrics")]
+            completed[name] = Experiment(rev, {stage: found[0][stage] | found[1][stage] for stage in found[1]})
         else:
             print(f"repeating {name}: its settings differ from the plan's", flush=True)
             _git("update-ref", "-d", base.ref(name))

@@ -1,7 +1,5 @@
 """A temporary repository with this folder's code, tiny images and a tiny network, driven by real `dvc` commands."""
 
-import atexit
-import functools
 import os
 import shutil
 import signal
@@ -22,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CODE = (
     "dvc.yaml", "stages", "studies", "tools", "benchmarks", "predict.py", "export.py", "Makefile", "README.md", "docs",
-    ".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/plots", "data/raw/digits.npz", "data/raw/cifar10.yaml",
+    ".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/plots", "data/raw/mnist.npz", "data/raw/cifar10.yaml",
     "data/raw/same.yaml", "data/raw/random.yaml", "data/prepared/.gitkeep", "models/.gitkeep", "reports/.gitkeep",
 )  # fmt: skip
 # Equal inputs give these files equal bytes.
@@ -38,17 +36,6 @@ def tiny_params() -> dict:
         section = params.setdefault(name, Settings().finetune_fc.model_dump())
         section |= {"epochs": 2, "batch_size": 16}
     return params
-
-
-@functools.cache
-def warm_server() -> str:
-    """Start a server that runs stages in forks of itself, see ``warm/server.py``; return its address."""
-    address = str(Path(tempfile.mkdtemp(prefix="warm-")) / "socket")
-    command = [sys.executable, ROOT / "tests/warm/server.py", address]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    atexit.register(server.kill)
-    assert server.stdout.readline() == b"ready\n"
-    return address
 
 
 class Repository:
@@ -81,15 +68,8 @@ class Repository:
             "GIT_CONFIG_NOSYSTEM": "1",
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(home / "site"),
-            "PYTHONPATH": str(ROOT / "tests/warm"),
-            #WARM
             "PAGER": "cat",
         }
-
-    def with_processes_of_its_own(self) -> "Repository":
-        """Start stages as users do, without the server: to kill them, or to change their environment."""
-        self.environment.pop("WARM", None)
-        return self
 
     def clone(self, path: Path) -> "Repository":
         """Clone the commits."""

@@ -11,7 +11,7 @@ from stages.shared.tasks import Split, Task, write_task
 STAGES = ["pretrain", "finetune_output", "finetune_fc"]
 WEIGHTS = {"pretrain": 1000, "finetune_output": 50, "finetune_fc": 200, "finetune_third": 300}
 SOURCE, TARGET = ["ant", "bee", "cow"], ["fox", "gnu", "hen"]
-CONTROL = {"epochs": 0, "seconds": 0.0}
+UNTRAINED = {"epochs": 0, "seconds": 0.0}
 
 
 def make_task(names, train=90, validation=0, test=60, channels=3) -> Task:
@@ -19,19 +19,29 @@ def make_task(names, train=90, validation=0, test=60, channels=3) -> Task:
     return Task("tiny", names, *(Split(x, np.arange(len(x)) % len(names)) for x in images))
 
 
-def make_result(stage, task, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU") -> ModelResult:
-    """Make a model with some `wrong` test images, which fits the better the more weights it trains."""
+def make_predictions(task, wrong) -> pd.DataFrame:
     actual, names = task.test.y, np.array(task.class_names)
     predicted = np.where(np.isin(np.arange(len(actual)), wrong), (actual + 1) % len(names), actual)
     predictions = pd.DataFrame({"actual": names[actual], "predicted": names[predicted]})
-    predictions["probability"] = np.linspace(0.4, 1, len(actual))
+    return predictions.assign(probability=np.linspace(0.4, 1, len(actual)))
+
+
+def make_result(stage, task, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU", control=None) -> ModelResult:
+    """Make a model with some `wrong` test images, which fits the better the more weights it trains.
+
+    `control`: the wrong ones of its control, if it has one.
+    """
+    predictions = make_predictions(task, wrong)
     rows = [[epoch + 1, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
     history = pd.DataFrame(rows, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"], dtype=float)
-    record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": float((predicted == actual).mean())}
+    record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": 1 - len(wrong) / len(task.test.y)}
     record |= {"test_loss": 0.75, "environment": {"cpu": cpu, "threads": 2}}
     mistakes = np.array(sorted(wrong, reverse=True)[:8], int)
     heat = np.tile(np.float32([[0, 1], [0, 0]]), (len(mistakes), 1, 1))
-    return ModelResult(stage, task, history, predictions, mistakes, heat, record, seconds)
+    if control is not None:
+        record["control"] = {"test_accuracy": 1 - len(control) / len(task.test.y)}
+    table = None if control is None else make_predictions(task, control)
+    return ModelResult(stage, task, history, predictions, mistakes, heat, record, seconds, table)
 
 
 def make_results(source=SOURCE, target=TARGET, sizes=None, **changes) -> Results:
@@ -48,8 +58,10 @@ def write(results: Results) -> None:
     write_task("target", results.tuned[0].task)
     for r in results.all:
         folder = stage_folder(r.stage)
-        for name, table in (("history.csv", r.history), ("predictions.csv", r.predictions)):
-            write_atomic(folder / name, table.to_csv(index=False).encode())
+        tables = {"history": r.history, "predictions": r.predictions, "control_predictions": r.control}
+        for name, table in tables.items():
+            if table is not None:
+                write_atomic(folder / f"{name}.csv", table.to_csv(index=False).encode())
         write_npz(folder / "gradcam.npz", {"row": r.mistakes, "heat": r.heat})
         sums = {path.name: sha256(path.read_bytes()) for path in folder.glob("*.*") if path.name != "record.json"}
         write_json(folder / "record.json", r.record | {"sha256_of": sums})

@@ -27,7 +27,7 @@ class DatasetPointer(Pointer):
 
     example: ClassVar = "data/raw/cifar10.yaml"
     keras_folder: ClassVar = "datasets"
-    alternative: ClassVar = "`dvc exp run -S data.path=data/raw/digits.npz` runs on the built-in digits."
+    alternative: ClassVar = "`dvc exp run -S data.path=data/raw/mnist.npz` runs on the built-in images of MNIST."
     format: Literal["cifar10-python", "npz"]
     class_names: Annotated[list[str], AfterValidator(check_class_names)] = Field(min_length=2)
 

@@ -19,6 +19,7 @@ mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
 COLORS = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
 MAX_LABEL = 24  # characters
+MIN_LOSS = 1e-3  # drawn; smaller differences do not matter
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -56,6 +57,7 @@ def curves(histories: dict[str, pd.DataFrame], curve_images: str) -> Figure:
     losses = pd.concat(histories.values())[["loss", "val_loss"]].to_numpy()
     if losses.max() > 10 * losses.min():  # the first epoch on raw pixels has a loss many times that of the others
         axes[1].set_yscale("log")
+        axes[1].set_ylim(bottom=max(MIN_LOSS, axes[1].get_ylim()[0]))
         plain_numbers(axes[1].yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(histories))
     return figure
@@ -144,12 +146,13 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> F
         for left, example, image, heat in zip(count(0, 1.08), wrong.to_dict("records"), images, maps, strict=False):
             upper, lower = ((left, left + 1, bottom, bottom + height) for bottom in (height + 0.08, 0))
             pixels = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
-            for place in (upper, lower):
-                ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=place)
+            grey = image[..., :3].mean(axis=-1)  # so that colours below are the heat map's
+            ax.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=upper)
+            ax.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=lower)
             ax.imshow(heat, cmap="jet", alpha=0.5, interpolation="bilinear", vmin=0, vmax=1, extent=lower)
             confidence = f"{100 * example['probability']:.0f}%"
             actual, predicted = short_labels([example["actual"], example["predicted"]])
-            title = f"{actual}\npredicted\n{predicted} {confidence}"
+            title = f"{actual}\npredicted as\n{predicted} ({confidence})"
             ax.text(left + 0.5, 2 * height + 0.12, title, fontsize=7, ha="center", va="bottom")
         ax.set(xlim=(0, 1.08 * columns - 0.08), ylim=(0, 2 * height + 0.42))
         ax.axis("off")

@@ -8,12 +8,13 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 
 from stages.reporting import notebook
 from stages.reporting.results import MANY, ModelResult, Results, hardest
-from stages.reporting.statistics import accuracy_interval, mcnemar
+from stages.reporting.statistics import accuracy_interval, paired_difference
 from stages.settings import Settings
 from stages.shared.files import REPORTS
 from stages.shared.tasks import Task
@@ -34,13 +35,18 @@ def imbalance(task: Task) -> list[tuple[str, int]]:
     return extremes if counts.max() > IMBALANCED * counts.min() else []
 
 
+def hardest_of(group: list[ModelResult]) -> list[str]:
+    """Select the classes to show of models with the same classes, by their mean accuracies."""
+    return hardest(pd.concat([r.per_class["accuracy"] for r in group]).groupby(level=0, sort=False).mean())
+
+
 def compare(first: ModelResult, second: ModelResult, level: float, params: Settings) -> dict[str, Any]:
     """Compare two fine-tuned models on the same test images; `better` is None if the difference is not significant.
 
     `differ` lists the settings in which their recipes differ, `trainable` left out. `held_back`: the numbers are
     consistent with the frozen layers of the worse one holding it back.
     """
-    test = mcnemar(first.correct, second.correct)
+    test = paired_difference(first.correct, second.correct)
     better, worse = (first, second) if test.only_first > test.only_second else (second, first)
     ours, theirs = (params.finetune(r.stage).model_dump() for r in (better, worse))
     differ = [key for key, value in ours.items() if key != "trainable" and value != theirs[key]]
@@ -70,7 +76,7 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
         "rerun_environment": notebook.rerun_environment(),
         "interval": accuracy_interval,
         "many": MANY,
-        "hardest": hardest,
+        "hardest_of": hardest_of,
         "imbalance": imbalance,
         "comparisons": [compare(*pair, level, params) for pair in pairs],
         "level": level,
@@ -96,7 +102,8 @@ def render_markdown(results: Results, params: Settings) -> str:
 
 
 def render_html(markdown: str, results: Results) -> str:
-    """Convert the report's Markdown to one HTML page with all figures inside."""
+    """Convert the report's Markdown to one HTML page with all figures inside, the linked one of mistakes, too."""
+    markdown = markdown.replace("\n[most confident mistakes]", "\n![most confident mistakes]")
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     sections: dict[str, str] = {}
@@ -108,8 +115,17 @@ def render_html(markdown: str, results: Results) -> str:
     for image in (child for token in tokens for child in token.children or [] if child.type == "image"):
         content = base64.b64encode((REPORTS / str(image.attrs["src"])).read_bytes()).decode()
         image.attrSet("src", f"data:image/png;base64,{content}")
-    start = next(i for i, token in enumerate(tokens) if token.type == "table_open")
-    top, rest = (parser.renderer.render(part, parser.options, {}) for part in (tokens[:start], tokens[start:]))
-    rest = rest.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
-    variables = {"models": results.all, "interval": accuracy_interval, "sections": sections, "top": top, "rest": rest}
+    curves = next(i for i, token in enumerate(tokens) if any(c.type == "image" for c in token.children or ())) - 1
+    section = next((i for i, token in enumerate(tokens) if token.tag == "h2"), len(tokens))
+    parts = (tokens[:curves], tokens[curves:section], tokens[section:])
+    answer, overview, rest = (parser.renderer.render(part, parser.options, {}) for part in parts)
+    variables = {"models": results.all, "interval": accuracy_interval, "sections": sections, "answer": answer}
+    variables |= {"overview": _interactive(overview), "rest": _interactive(rest)}
     return _fill("report.html", variables | {"dataset": results.source.task.dataset})
+
+
+def _interactive(html: str) -> str:
+    """Let wide tables scroll, and figures open large on a click, without JavaScript."""
+    html = html.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    zoom = r'<label class="zoom"><input type="checkbox" aria-label="enlarge: \2"><span>\1</span></label>'
+    return re.sub(r'(<img [^>]*alt="([^"]*)"[^>]*>)', zoom, html)

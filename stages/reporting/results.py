@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +36,8 @@ class ModelResult:
 
     history: learning curves, see ``training.fit.History``. predictions: one row a test image, in the task's order,
     columns actual, predicted (class names), probability (of the predicted class). mistakes: rows of the most confident
-    ones, int64 (n,); heat: their Grad-CAM maps, float32 (n, h, w).
+    ones, int64 (n,); heat: their Grad-CAM maps, float32 (n, h, w). control: predictions of the control, None if it was
+    not trained.
     """
 
     stage: str
@@ -45,11 +48,20 @@ class ModelResult:
     heat: np.ndarray
     record: dict
     train_seconds: float
+    control: pd.DataFrame | None = None
 
     @cached_property
     def correct(self) -> np.ndarray:
         """Return which predictions are correct, bool (test images,)."""
         return (self.predictions["actual"] == self.predictions["predicted"]).to_numpy()
+
+    @cached_property
+    def gain(self) -> statistics.PairedDifference | None:
+        """Compare the model with its control: the gain of the transfer in test accuracy; None without a control."""
+        if self.control is None:
+            return None
+        control = (self.control["actual"] == self.control["predicted"]).to_numpy()
+        return statistics.paired_difference(self.correct, control)
 
     @cached_property
     def reliability(self) -> pd.DataFrame:
@@ -75,22 +87,42 @@ class ModelResult:
 
     @cached_property
     def metrics(self) -> dict:
-        """Return the model's entry in ``metrics.json``: train_accuracy None after no epochs, validation if held out."""
-        rows, none = self.history, {"accuracy": None, "val_accuracy": None}
-        kept = rows.iloc[(self.kept_epoch or len(rows)) - 1] if len(rows) else none
-        answers = self.predictions["actual"], self.predictions["predicted"]
+        """Return the model's entry in ``metrics.json``; train_accuracy is None after no epochs."""
+        of_control = {}
+        if self.gain:
+            of_control = {
+                "control_test_accuracy": self.record["control"]["test_accuracy"],
+                "transfer_gain": self.gain.difference,
+            }
         return {
-            "trainable_parameters": self.record["trainable_parameters"],
-            **({"kept_epoch": self.kept_epoch} if self.kept_epoch else {}),
-            "train_accuracy": kept["accuracy"],
-            **({"validation_accuracy": kept["val_accuracy"]} if self.task.counts["validation"] else {}),
             "test_accuracy": self.record["test_accuracy"],
+            **of_control,
             "test_loss": self.record["test_loss"],
+            "train_accuracy": self._kept["accuracy"],
+            "trainable_parameters": self.record["trainable_parameters"],
+        }
+
+    @property
+    def details(self) -> dict:
+        """Return the model's entry in ``details.json``: everything that is no metric of DVC's."""
+        answers = self.predictions["actual"], self.predictions["predicted"]
+        low, high = statistics.accuracy_interval(self.correct)
+        return {
+            "test_accuracy_interval": [low, high],
+            "transfer_gain": self.gain and self.gain._asdict(),
             "balanced_accuracy": statistics.balanced_accuracy(*answers),
             "macro_f1": statistics.macro_f1(*answers),
             "calibration_error": statistics.calibration_error(self.reliability),
+            "kept_epoch": self.kept_epoch,
+            "validation_accuracy": self._kept["val_accuracy"] if self.task.counts["validation"] else None,
             "train_seconds": self.train_seconds,
         }
+
+    @property
+    def _kept(self) -> Any:
+        """Return the row of the learning curves whose weights the model has; of None after no epochs."""
+        none = dict.fromkeys(("accuracy", "val_accuracy"))
+        return self.history.iloc[(self.kept_epoch or len(self.history)) - 1] if len(self.history) else none
 
     @cached_property
     def per_class(self) -> pd.DataFrame:
@@ -146,12 +178,17 @@ def _read(stage: str, task: Task) -> ModelResult:
         for name, expected in record["sha256_of"].items():
             check_sha256(folder / name, expected, (folder / name).read_bytes())
         history = pd.read_csv(folder / "history.csv", dtype=float)
-        names = {"actual": str, "predicted": str}
-        predictions = pd.read_csv(folder / "predictions.csv", dtype=names, na_filter=False)
-        if predictions["actual"].tolist() != [task.class_names[label] for label in task.test.y]:
-            raise ValueError("predictions of other images")
+        predictions = _read_predictions(folder / "predictions.csv", task)
+        control = _read_predictions(folder / "control_predictions.csv", task) if "control" in record else None
         gradcam = read_npz(folder / "gradcam.npz", ("row", "heat"))
         seconds = float(read_json(timing_file(stage))["train_seconds"])
-        return ModelResult(stage, task, history, predictions, gradcam["row"], gradcam["heat"], record, seconds)
+        return ModelResult(stage, task, history, predictions, gradcam["row"], gradcam["heat"], record, seconds, control)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"reports of {stage}: {one_line(error)}; expected the outputs of `dvc repro {stage}`") from None
+
+
+def _read_predictions(file: Path, task: Task) -> pd.DataFrame:
+    predictions = pd.read_csv(file, dtype={"actual": str, "predicted": str}, na_filter=False)
+    if predictions["actual"].tolist() != [task.class_names[label] for label in task.test.y]:
+        raise ValueError("predictions of other images")
+    return predictions

@@ -22,22 +22,30 @@ def prediction_interval(values: np.ndarray) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-class PairedTest(NamedTuple):
-    """The numbers of images that only one of two models classifies correctly, and McNemar's exact p."""
+class PairedDifference(NamedTuple):
+    """The difference of two accuracies on the same images, its 95% interval and McNemar's exact p."""
 
+    difference: float
+    low: float
+    high: float
+    p: float
     only_first: int
     only_second: int
-    p: float
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Run McNemar's exact two-sided test of two models, each bool (N,): correct or not on the same images.
+def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference:
+    """Compare two models, each bool (N,), correct or not on the same images: accuracy of the first minus the second.
 
-    p is 1 if the models never differ (McNemar, 1947).
+    Test and interval (Clopper-Pearson) are exact, given the number of images that only one classifies correctly
+    (McNemar, 1947); p is 1 if there are none.
     """
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    differ = only_first + only_second
-    return PairedTest(only_first, only_second, float(binomtest(only_first, differ).pvalue) if differ else 1.0)
+    if not (differ := only_first + only_second):
+        return PairedDifference(0.0, 0.0, 0.0, 1.0, 0, 0)
+    test = binomtest(only_first, differ)
+    low, high = (float(2 * share - 1) * differ / len(first) for share in test.proportion_ci(0.95))
+    difference = (only_first - only_second) / len(first)
+    return PairedDifference(difference, low, high, float(test.pvalue), only_first, only_second)
 
 
 def balanced_accuracy(actual: pd.Series, predicted: pd.Series) -> float:

@@ -1,5 +1,7 @@
 """Evaluate a trained model and save its outputs."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pandas as pd
@@ -10,14 +12,15 @@ from stages.shared.files import MODELS, sha256, stage_folder, timing_file, write
 from stages.shared.npz import write_npz
 from stages.shared.tasks import Task
 from stages.training import gradcam, model_files, runtime
+from stages.training.control import Control
 from stages.training.fit import History, write_history
 from stages.training.freeze import count_trainable, submodel
 from stages.training.input_pipeline import evaluation_batch_size
 
-FILES = ("history.csv", "predictions.csv", "gradcam.npz")
 
-
-def evaluate_and_save(stage: str, model: keras.Model, task: Task, history: History, threads: int) -> None:
+def evaluate_and_save(
+    stage: str, model: keras.Model, task: Task, history: History, threads: int, control: Control | None = None
+) -> None:
     """Save the model, evaluate the saved file on the test images, and save what `report` reads.
 
     Raises `UserError` if predictions are not numbers, or a file cannot be written.
@@ -25,34 +28,43 @@ def evaluate_and_save(stage: str, model: keras.Model, task: Task, history: Histo
     folder = stage_folder(stage)
     model_files.save(model, MODELS / f"{stage}.keras", task.class_names)
     saved = model_files.load(MODELS / f"{stage}.keras")
+    write_history(stage, history.curves)
     log_p = log_probabilities(saved, task.test.x)
+    record: dict[str, Any] = {"trainable_parameters": count_trainable(model)}
+    record |= _save_predictions(stage, "predictions.csv", log_p, task)
+    mistakes = gradcam.most_confident_mistakes(log_p, task.test.y)
+    heat = gradcam.heat_maps(saved, task.test.x[mistakes], log_p[mistakes].argmax(axis=1))
+    write_npz(folder / "gradcam.npz", {"row": mistakes, "heat": heat})
+    timing = {"train_seconds": history.seconds}
+    if control:
+        log_p = log_probabilities(control.model, task.test.x)
+        record["control"] = _save_predictions(stage, "control_predictions.csv", log_p, task)
+        timing["control_seconds"] = control.history.seconds
+    record["environment"] = runtime.describe_environment(threads)
+    record["sha256_of"] = {
+        file.name: sha256(file.read_bytes()) for file in sorted(folder.iterdir()) if file.suffix in (".csv", ".npz")
+    }
+    write_json(folder / "record.json", record)
+    write_json(timing_file(stage), timing)
+    of_control = f" (control {record['control']['test_accuracy']:.1%})" if control else ""
+    print(f"{stage}: test accuracy {record['test_accuracy']:.1%}{of_control}, {history.seconds:.1f} s")
+
+
+def _save_predictions(stage: str, file: str, log_p: np.ndarray, task: Task) -> dict[str, float]:
+    """Save the predictions of the test images; return accuracy and loss."""
     if not np.isfinite(log_p).all():
         raise UserError(f"{stage}: predictions that are not numbers; try a smaller {stage}.learning_rate")
-    predicted = log_p.argmax(axis=1)
-    names = np.array(task.class_names)
+    names, predicted = np.array(task.class_names), log_p.argmax(axis=1)
     predictions = {
         "actual": names[task.test.y],
         "predicted": names[predicted],
         "probability": np.exp(log_p.max(axis=1)),
         "label": task.test.y,  # the order of the classes, for `dvc plots`
     }
-    write_history(stage, history.curves)
     table = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f")
-    write_atomic(folder / "predictions.csv", table.encode())
-    mistakes = gradcam.most_confident_mistakes(log_p, task.test.y)
-    heat = gradcam.heat_maps(saved, task.test.x[mistakes], predicted[mistakes])
-    write_npz(folder / "gradcam.npz", {"row": mistakes, "heat": heat})
-    record = {
-        "trainable_parameters": count_trainable(model),
-        "test_accuracy": float((predicted == task.test.y).mean()),
-        "test_loss": float(-log_p[np.arange(len(predicted)), task.test.y].mean()),
-        "environment": runtime.describe_environment(threads),
-        "sha256_of": {name: sha256((folder / name).read_bytes()) for name in FILES},
-    }
-    write_json(folder / "record.json", record)
-    write_json(timing_file(stage), {"train_seconds": history.seconds})
-    accuracy, loss = record["test_accuracy"], record["test_loss"]
-    print(f"{stage}: test accuracy {accuracy:.4f}, test loss {loss:.4f}, {history.seconds:.1f} s")
+    write_atomic(stage_folder(stage) / file, table.encode())
+    loss = -log_p[np.arange(len(predicted)), task.test.y].mean()
+    return {"test_accuracy": float((predicted == task.test.y).mean()), "test_loss": float(loss)}
 
 
 def log_probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:

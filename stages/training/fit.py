@@ -32,10 +32,12 @@ class History(NamedTuple):
     seconds: float
 
 
-def fit(model: keras.Model, task: Task, recipe: Recipe, stage: str, params: Settings) -> History:
+def fit(
+    model: keras.Model, task: Task, recipe: Recipe, stage: str, params: Settings, file: str = "history.csv"
+) -> History:
     """Train a model's trainable layers, or resume that where it was interrupted.
 
-    Raises `UserError` if the loss is not a number.
+    Writes the learning curves so far to `file` in the stage's folder. Raises `UserError` if the loss is not a number.
     """
     if recipe.epochs == 0:
         return History(pd.DataFrame(columns=["epoch", *CURVES]), 0.0)
@@ -72,7 +74,7 @@ def fit(model: keras.Model, task: Task, recipe: Recipe, stage: str, params: Sett
 
     # Train. Keras wants the first batch for the curves to divide evenly among the devices.
     order = ShuffleOrder(train.x, params.seed, 2**63 if location == "memory" else params.image_memory)
-    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: write_history(stage, checkpoint.table()))
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: write_history(stage, checkpoint.table(), file))
     curve_batch = min(evaluation_batch_size(task.train.x.shape[1:]), len(curve.y)) // devices * devices
     network.fit(
         make_dataset(train.x, train.y, recipe.batch_size, order),
@@ -96,9 +98,9 @@ def fit(model: keras.Model, task: Task, recipe: Recipe, stage: str, params: Sett
     return History(curves, checkpoint.seconds)
 
 
-def write_history(stage: str, curves: pd.DataFrame) -> None:
+def write_history(stage: str, curves: pd.DataFrame, file: str = "history.csv") -> None:
     """Write learning curves, while a stage trains those so far: `dvc plots show` draws them."""
-    write_atomic(stage_folder(stage) / "history.csv", curves.to_csv(index=False).encode())
+    write_atomic(stage_folder(stage) / file, curves.to_csv(index=False).encode())
 
 
 def _balanced_weights(y: np.ndarray) -> dict[int, float]:

@@ -103,7 +103,7 @@ def test_bad_copies_and_addresses_are_all_listed_until_an_address_is_good(tmp_pa
     tried = [f"{file}: other bytes (sha256 {sha256(file.read_bytes())})" for file in (pointer.cached, by_hand)]
     tried += [f"{url}: {problem}" for url, problem in zip(pointer.urls, [*BAD_ANSWERS, "ConnectionError"], strict=True)]
     assert [line for line in tried if f"\n  {line}" not in message] == []
-    for text in (str(by_hand), sha256(GOOD), "dvc exp run -S data.path=data/raw/digits.npz"):
+    for text in (str(by_hand), sha256(GOOD), "dvc exp run -S data.path=data/raw/mnist.npz"):
         assert text in advice
     assert find(write("ReadTimeout", "gave other bytes", DEAD, "good"))[1].read_bytes() == GOOD
     assert [path.name for path in tmp_path.glob("cache/*/*/*")] == [ARCHIVE]
@@ -143,7 +143,7 @@ def test_archive_saved_by_hand_is_read_in_its_format_and_cached(tmp_path, write,
 def test_failed_download_has_its_own_exit_code(write, params, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["prepare", "--fetch"])
     params(**{"data.path": str(write("HTTP 404"))})
-    with pytest.raises(SystemExit, match=r"^3$"):  # `make run` then uses the built-in digits
+    with pytest.raises(SystemExit, match=r"^3$"):  # `make run` then uses the built-in images
         prepare.main()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stage_outputs import CONTROL, SOURCE, STAGES, TARGET, make_results, make_task, write
+from stage_outputs import SOURCE, STAGES, TARGET, UNTRAINED, make_results, make_task, write
 from stages import report
 from stages.reporting import notebook, page
 from stages.settings import Model, Settings
@@ -22,14 +22,15 @@ def rendered(results, params: Settings | None = None) -> str:
 def test_numbers_are_those_of_the_stages():
     results = make_results(pretrain={"seconds": 90.0, "wrong": range(24)}, finetune_output={"wrong": []})
     markdown, summary = rendered(results), results.summary
+    values = results.source.metrics | results.source.details
     keys = ["trainable_parameters", "train_accuracy", "test_accuracy", "balanced_accuracy", "macro_f1", "test_loss"]
-    assert [results.source.metrics[key] for key in keys] == pytest.approx([1000, 0.701, 0.6, 0.6, 0.6, 0.75])
+    assert [values[key] for key in keys] == pytest.approx([1000, 0.701, 0.6, 0.6, 0.6, 0.75])
     columns = ["Number of Trainable Parameters", "Training Time (min)", "Train Accuracy", "Test Accuracy"]
     assert list(summary) == ["Model Name", *columns]  # the notebook's
     assert summary.iloc[0].tolist() == ["pretrain", 1000, 1.5, pytest.approx(0.701), 0.6]
-    assert "\n| pretrain | 1,000 | 90.0 s | 0.7010 | 0.6000 | 0.4737 to 0.7143 | 0.7500 |" in markdown  # Wilson, 36/60
+    assert "\n| pretrain | 1,000 | 90.0 s | 70.1% | 60.0% | 47.4% to 71.4% |  |  |" in markdown  # Wilson, 36/60
     assert "\n| finetune_output | 50 | 5% | conv1, conv2, fc1, fc2 |" in markdown
-    assert "\n| pretrain | ant | 0.600 | 0.387 to 0.781 | 20 |" in markdown  # Wilson, 12/20
+    assert "\n| ant | 20 | 60.0% (38.7% to 78.1%) |\n" in markdown  # Wilson, 12/20
     assert "`pretrain`: mean confidence 70.0%, accuracy 60.0%: overconfident by 10.0 points" in markdown
     assert "`finetune_fc`: mean confidence 70.0%, accuracy 83.3%: underconfident by 13.3 points" in markdown
 
@@ -39,16 +40,42 @@ def test_early_stopping_reports_the_epoch_whose_weights_were_kept():
     results.source.history.insert(1, "kept", [0.0, 1.0, 0.0])
     results.source.history["val_accuracy"] = [0.1, 0.2, 0.3]
     assert "`pretrain` trained for 3 epochs and kept the weights of epoch 2," in rendered(results)
-    keys = ["kept_epoch", "train_accuracy", "validation_accuracy"]
-    assert [results.source.metrics[key] for key in keys] == [2, pytest.approx(0.601), 0.2]
-    assert "kept_epoch" not in results.tuned[0].metrics
+    values = results.source.metrics | results.source.details
+    assert [values[key] for key in ("kept_epoch", "train_accuracy", "validation_accuracy")] == [
+        2, pytest.approx(0.601), 0.2,
+    ]  # fmt: skip
 
 
-def test_control_without_pretraining_is_called_one_and_has_gaps_instead_of_nan():
-    assert "`dvc exp run -S pretrain.epochs=0`" in rendered(make_results())
-    control = make_results(pretrain=CONTROL)
-    assert "Random features, no pretraining on ant, bee, cow" in rendered(control)
-    assert not re.search(r"\b(nan|NaN|None|inf|Infinity)\b", rendered(control) + json.dumps(control.source.metrics))
+def first_sentence(results, params: Settings | None = None) -> str:
+    return rendered(results, params).splitlines()[2]
+
+
+def test_report_begins_with_the_gains_of_the_transfer():
+    worth = {"finetune_output": {"wrong": range(25), "control": range(10)}, "finetune_fc": {"control": range(4, 30)}}
+    results = make_results(**worth)
+    assert first_sentence(results).startswith(
+        "**The features learned on ant, bee, cow are worth -25.0 points of test accuracy to `finetune_output` (95% "
+        # Clopper and Pearson's intervals of 0 of 15 and 20 of 24, twice that minus 1, of 60 images
+        "interval -25.0 to -14.1, p < 0.001) and +26.7 points to `finetune_fc` (95% interval +10.1 to +36.2, "
+        "p = 0.0015)**"
+    )
+    assert "\n| finetune_fc | 200 | 6.0 s | 70.0% | 83.3% | 72.0% to 90.7% | 56.7% | +26.7 |\n" in rendered(results)
+    assert "another seed gives other numbers" in first_sentence(results)
+    assert "from scratch" not in rendered(results)
+    everything = Settings().finetune_fc.model_copy(update={"trainable": Settings().model.layer_names})
+    assert "its control is training from scratch: 83.3% against 56.7%" in rendered(
+        results, Settings(finetune_fc=everything)
+    )
+
+
+def test_report_says_why_it_has_no_control():
+    assert "no control was trained. Set `control: true`" in first_sentence(make_results())
+    untrained = make_results(pretrain=UNTRAINED)
+    assert "ran no epochs, so random features were fine-tuned. Each fine-tuning is its own" in first_sentence(untrained)
+    assert not re.search(r"\b(nan|NaN|None|inf|Infinity)\b", rendered(untrained) + json.dumps(untrained.source.metrics))
+    weights = Settings(model=Model(backbone="ResNet50V2", weights="resnet.h5"))
+    with_weights = make_results(pretrain=UNTRAINED, finetune_fc={"control": range(30)})
+    assert "The features that ResNet50V2 came with are worth +33.3" in first_sentence(with_weights, weights)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +105,12 @@ def test_notebooks_results_are_shown_for_its_own_images_only(tmp_path, monkeypat
     (first, second), sizes = notebook.CLASSES, {"train": 25_000, "test": 5_000}
     markdown = rendered(make_results(first, second, sizes, finetune_fc={"wrong": range(1000)}))
     for text in (
-        "| 1,633,733 | 8.37 min | 0.8472 | 0.7662 |",
         "(a machine)",
         "Left out: 1 more that learned nothing",
         # Three runs 0.01 apart: one more is within 0.0497 of their mean; four: 0.0291.
-        "| pretrain | 4 | 0.9900 ± 0.0082 | 0.9609 to 1.0000 | 0.9980, inside |",
-        "| finetune_output | 3 | 0.5000 ± 0.0100 | 0.4503 to 0.5497 | 0.9980, 0.4483 above |",
-        "| finetune_fc | 3 | 0.9500 ± 0.0100 | 0.9003 to 0.9997 | 0.8000, 0.1003 below |",
+        "| pretrain | 99.8% | 76.6% | 99.0% ± 0.8 | 4 | 96.1% to 100.0%: inside |",
+        "| finetune_output | 99.8% | 60.6% | 50.0% ± 1.0 | 3 | 45.0% to 55.0%: +44.8 points above |",
+        "| finetune_fc | 80.0% | 69.0% | 95.0% ± 1.0 | 3 | 90.0% to 100.0%: -10.0 points below |",
     ):
         assert text in markdown
     for other in (make_results(first, second, sizes | {"test": 4_999}), make_results(first, second[::-1], sizes)):
@@ -94,9 +120,13 @@ def test_notebooks_results_are_shown_for_its_own_images_only(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("wrong", "conclusion", "evidence"),
     [
-        ((25, 20), "`{0}` and `{1}`: **no significant difference**: 0.5833", "0; only `{1}`: 5 (p = 0.062)"),
-        ((26, 20), "**`{1}` is better than `{0}`**: 0.6667 against 0.5667", "0; only `{1}`: 6 (p = 0.031)"),
-        ((20, 26), "**`{0}` is better than `{1}`**: 0.6667 against 0.5667", "6; only `{1}`: 0 (p = 0.031)"),
+        (
+            (25, 20),
+            "`{0}` and `{1}`: **no significant difference**: 58.3% against 66.7%",
+            "0; only `{1}`: 5 (p = 0.062)",
+        ),
+        ((26, 20), "**`{1}` is better than `{0}`**: 66.7% against 56.7%", "0; only `{1}`: 6 (p = 0.031)"),
+        ((20, 26), "**`{0}` is better than `{1}`**: 66.7% against 56.7%", "6; only `{1}`: 0 (p = 0.031)"),
     ],
 )
 def test_only_a_significant_difference_makes_a_model_better(wrong, conclusion, evidence):

@@ -24,15 +24,28 @@ def test_prediction_interval_is_students():
     assert statistics.prediction_interval(np.array([3.0, 5.0, 4.0])) == pytest.approx((4 - half, 4 + half), rel=1e-6)
 
 
+def pair(only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = (50, only_first, only_second, 30)
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+
+
 @pytest.mark.parametrize(
     ("only_first", "only_second", "p"),
     [(2, 9, 2 * (1 + 11 + 55) / 2**11), (0, 0, 1.0)],  # twice the binomial tail of the images that differ
 )
 def test_mcnemar_is_exact_and_two_sided(only_first, only_second, p):
-    counts = (50, only_first, only_second, 30)
-    first, second = np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
-    assert statistics.mcnemar(first, second) == (only_first, only_second, pytest.approx(p, rel=1e-12))
-    assert statistics.mcnemar(second, first) == (only_second, only_first, pytest.approx(p, rel=1e-12))
+    first, second = pair(only_first, only_second)
+    found, swapped = statistics.paired_difference(first, second), statistics.paired_difference(second, first)
+    assert (found.p, found.only_first, found.only_second) == (pytest.approx(p, rel=1e-12), only_first, only_second)
+    assert found.difference == pytest.approx(first.mean() - second.mean()) == -swapped.difference
+    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
+
+
+def test_interval_of_a_paired_difference_is_clopper_and_pearsons():
+    """8 of 10: 0.4439 to 0.9748 (Clopper and Pearson, 1934, as tabulated); here of 90 images 10 differ."""
+    found = statistics.paired_difference(*pair(8, 2))
+    expected = [(2 * share - 1) * 10 / 90 for share in (0.4439, 0.9748)]
+    assert [found.low, found.high] == pytest.approx(expected, abs=2e-5)
 
 
 def test_averages_weight_every_class_equally():

@@ -14,8 +14,8 @@ from studies.plan import Plan, Question
 from studies.repository import Experiment
 
 PLANS = {path.stem: parse_yaml(path.read_text()) for path in sorted(ROOT.glob("studies/*.yaml"))}
-DIGITS = PLANS["digits"]
-STUDY = Plan.model_validate(DIGITS)
+MNIST = PLANS["mnist"]
+STUDY = Plan.model_validate(MNIST)
 OUTPUT, LAST_TWO = STUDY.choices[0].among
 RANDOM_OUTPUT = STUDY.questions[0].first
 RUNS = {"count": 6, "commit": "a", "dataset": "x.npz", "test_images": [500], "changed": {}, "environments": {"cpu": 6},
@@ -69,26 +69,26 @@ def test_the_plans_of_the_repository_are_valid_and_their_models_look_different(c
 )
 def test_a_bad_plan_is_refused_in_one_line(change, message, expand):
     with pytest.raises(UserError) as error:
-        expand(DIGITS | change)
+        expand(MNIST | change)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_settings_given_with_the_command_override_the_plans(expand):
-    changed = expand(DIGITS, "data.path=a b.npz", "finetune_fc.trainable=[fc1,output]")
+    changed = expand(MNIST, "data.path=a b.npz", "finetune_fc.trainable=[fc1,output]")
     assert {tuple(settings["finetune_fc.trainable"]) for settings in changed.values()} == {("fc1", "output")}
     arguments = experiments.overrides(changed["plan_random_20_s1"])  # as Hydra reads them
     assert {'data.path="a b.npz"', 'finetune_fc.trainable=["fc1", "output"]', "threads=null"} < set(arguments)
     for change, message in (("seed", "was 'seed', expected KEY=VALUE"), ("pretrain.epochs=2", "sets it in some")):
         with pytest.raises(UserError, match=message):
-            expand(DIGITS, change)
+            expand(MNIST, change)
 
 
 def test_an_experiment_waits_for_the_first_with_a_training_that_it_shares(expand, monkeypatch):
     monkeypatch.chdir(ROOT)
     runs = {"a": {}, "b": {"finetune_fc.epochs": 3}, "c": {"pretrain.epochs": 0}, "d": {"finetune_fc.epochs": 3}}
     sizes = {n: {"data.target_per_class": n} for n in (20, 30)}
-    study = DIGITS | {"runs": runs | DIGITS["runs"], "images_per_class": sizes, "seeds": [1]}
+    study = MNIST | {"runs": runs | MNIST["runs"], "images_per_class": sizes, "seeds": [1]}
     waits_for, first_pretrainings = dependencies.find_dependencies(expand(study))
     assert waits_for["plan_a_20_s1"] == waits_for["plan_c_20_s1"] == set()
     assert waits_for["plan_b_20_s1"] == {"plan_a_20_s1"}  # pretrain, finetune_output
@@ -143,7 +143,7 @@ def test_a_question_about_a_choice_compares_the_model_chosen_at_each_number_of_i
     sizes = {n: {"data.target_per_class": n} for n in (20, 30)}
     question = {"ask": "?", "first": RANDOM_OUTPUT, "second": "tuned"}
     changes = {"choices": [{"choose": "tuned", "among": [OUTPUT, LAST_TWO]}], "questions": [question], "seeds": [1, 2]}
-    study = Plan.model_validate(DIGITS | changes | {"images_per_class": sizes})
+    study = Plan.model_validate(MNIST | changes | {"images_per_class": sizes})
     rejected, best, random = (
         {"test_accuracy": test, "validation_accuracy": validation, "train_seconds": 1.0}
         for test, validation in ((0.9, 0.7), (0.4, 0.8), (0.1, 0.1))

@@ -13,7 +13,7 @@ from repository import REPRO, RESULTS, STAGES, Repository, outputs, stages_run, 
 
 def test_after_kills_and_full_disks_the_next_repro_ends_with_the_same_bytes(tmp_path):
     """At random times and during writes, as `benchmarks/kills.py` does it many more times."""
-    repo = Repository(tmp_path).with_processes_of_its_own()
+    repo = Repository(tmp_path)
     output = repo.run(
         sys.executable, "benchmarks/kills.py", "--kills", "3", "--writes", "8", "--seed", str(os.getpid())
     )
@@ -24,7 +24,7 @@ def test_after_kills_and_full_disks_the_next_repro_ends_with_the_same_bytes(tmp_
 def test_a_stage_whose_dvc_was_killed_writes_no_output(repo):
     """It would write among the outputs of the next `dvc repro`."""
     (repo.path / "models/pretrain.keras").unlink()
-    process, log = repo.with_processes_of_its_own().start(*REPRO, "--force", "--single-item", "pretrain")
+    process, log = repo.start(*REPRO, "--force", "--single-item", "pretrain")
     wait_for("Epoch 1/", process, log)
     process.kill()
     process.wait()
@@ -89,7 +89,7 @@ def test_another_environment_changes_no_byte_and_keeps_no_temporary_file(repo, t
     path, temporary = tmp_path / "ein Ordner für Prüfungen, 二", tmp_path / "temporary"
     path.mkdir()
     temporary.mkdir()
-    other = Repository(path).with_processes_of_its_own()
+    other = Repository(path)
     other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu", "TMPDIR": str(temporary)}
     core = {min(os.sched_getaffinity(0))}
     output = other.run(

@@ -14,13 +14,14 @@ STAGES = ("pretrain", "finetune_fc")
 
 def test_kills_in_the_middle_of_an_epoch_change_no_byte(tmp_path):
     params = tiny_params()
-    params["data"] |= {"path": "data/raw/digits.npz", "source_classes": [0, 1, 2, 3], "target_classes": [4, 5, 6, 7]}
+    params["data"] |= {"path": "data/raw/mnist.npz", "source_classes": [0, 1, 2, 3], "target_classes": [4, 5, 6, 7]}
+    params["data"] |= {"source_per_class": 150, "target_per_class": 150}
     params["model"] |= {"conv_filters": [32, 64], "dense_units": [64]}
     params["finetune_fc"]["trainable"] = ["conv2", "fc1", "output"]
     params["feature_memory"] = 0  # cached in a temporary file
     for stage in STAGES:
         params[stage]["epochs"] = 9
-    repo = Repository(tmp_path, params).with_processes_of_its_own()
+    repo = Repository(tmp_path, params)
     for constant in ("INTERVAL = 1.0", "MAX_SHARE = 20"):  # a checkpoint after every epoch
         repo.edit("stages/training/checkpoint.py", constant, constant.partition(" ")[0] + " = 0")
     for stage in STAGES:

@@ -1,4 +1,4 @@
-"""Every command of README in its order, on the digits: each does what README says, and nothing else."""
+"""Every command of README in its order, on MNIST: each does what README says, and nothing else."""
 
 import itertools
 import json
@@ -42,12 +42,12 @@ def repo(tmp_path_factory):
     repo.environment["GIT_CONFIG_GLOBAL"] = "/dev/null"
     assert sorted(stages_run(make_run(repo))) == sorted(STAGES)
     del repo.environment["GIT_CONFIG_GLOBAL"]
-    assert (path / "reports/report.md").read_text().startswith("# Transfer learning on digits")
+    assert (path / "reports/report.md").read_text().startswith("# Transfer learning on mnist")
     return repo
 
 
 def make_run(repo: Repository) -> str:
-    """Run `make run`, which says twice that the images are the digits."""
+    """Run `make run`, which says twice that the images are of MNIST."""
     output = repo.run("sh", "-c", "exec make -o .venv/ready run <&-")
     assert output.count("NOT CIFAR-10") == 2
     return output
@@ -84,10 +84,17 @@ def check_experiment(repo: Repository, command: str, output: str) -> None:
 
 def check_experiment_in_a_copy(repo: Repository, command: str, output: str) -> None:
     """The experiment, run in a copy by `--temp`, has the bytes of a run here."""
-    assert settings(repo)["pretrain.epochs"] == 0
+    assert settings(repo)["pretrain.epochs"] == 1
     in_a_copy = repo.bytes_of(*RESULTS)
     assert stages_run(repo.dvc("repro", "--force", "--single-item", "finetune_fc")) == ["finetune_fc"]
     assert repo.bytes_of(*RESULTS) == in_a_copy
+
+
+def check_table(repo: Repository, command: str, output: str) -> None:
+    """The table has each experiment's accuracies, gains and changed settings, in 100 columns."""
+    (row,) = [line for line in output.splitlines() if line.startswith("  three-epochs ")]
+    assert re.search(r"three-epochs +[\d.]+ +[\d.]+ \([+-][\d.]+\) +[\d.]+ \([+-][\d.]+\)  finetune_fc.epochs=3$", row)
+    assert all(len(line) <= 100 for line in output.splitlines())
 
 
 def check_predictions(repo: Repository, command: str, output: str) -> None:
@@ -108,7 +115,8 @@ def check_restored(repo: Repository, command: str, output: str) -> None:
 
 
 CHECKS = {
-    "dvc exp run": check_experiment, "dvc exp apply random-features": check_experiment_in_a_copy,
+    "dvc exp run": check_experiment, "dvc exp apply one-epoch": check_experiment_in_a_copy,
+    "make experiments": check_table,
     "python predict.py": check_predictions, "touch params.yaml": check_restored,
 }  # fmt: skip
 
@@ -137,7 +145,7 @@ def test_every_command_of_the_readme_and_those_of_a_colleague(repo, tmp_path):
     assert "finetune_fc.epochs" in colleague.dvc("params", "diff")
 
 
-def test_make_run_stays_on_the_digits_until_its_command_tries_cifar10_again(repo):
+def test_make_run_stays_on_mnist_until_its_command_tries_cifar10_again(repo):
     output = make_run(repo)
     assert stages_run(output) == []
     back = ".venv/bin/dvc exp run -S data.path=data/raw/cifar10.yaml"

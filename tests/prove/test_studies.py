@@ -18,8 +18,8 @@ PAGE = "reports/study.md"
 
 
 def with_plan(path: Path) -> Repository:
-    """Make a repository with the digits' plan, cut down to two experiments that share all but `finetune_fc`."""
-    plan = yaml.safe_load((ROOT / "studies/digits.yaml").read_text())
+    """Make a repository with the plan for MNIST, cut down to two experiments that share all but `finetune_fc`."""
+    plan = yaml.safe_load((ROOT / "studies/mnist.yaml").read_text())
     plan |= {"seeds": [1], "settings": {"data.validation_fraction": 0.25, "pretrain.epochs": 1}, "choices": []}
     plan |= {"images_per_class": {10: {"data.target_per_class": 10}}, "questions": plan["questions"][1:2]}
     plan["runs"] = {"pretrained": {}, "random": {"finetune_fc.learning_rate": 0.002}}
@@ -31,7 +31,7 @@ def with_plan(path: Path) -> Repository:
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory):
-    return with_plan(tmp_path_factory.mktemp("a study")).with_processes_of_its_own()
+    return with_plan(tmp_path_factory.mktemp("a study"))
 
 
 def processes_in(folder: Path, argument: str = "") -> list[psutil.Process]:

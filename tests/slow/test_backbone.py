@@ -98,7 +98,7 @@ def test_fine_tuning_the_last_block_or_all_layers_changes_these_only(params, tin
     assert sorted(changed(before, weights("finetune_fc"))) == sorted([*block, "output"])
     page = Path("reports/report.md").read_text()
     assert "| all but expanded_conv_10, conv_1, output |" in page
-    assert "the features are those of the weights that `MobileNetV3Small` started from" in page
+    assert "**The features that MobileNetV3Small came with are worth " in page
     # Another run can start from this model.
     again = build_model((SIDE, SIDE, 3), 7, params().model, None, Path("models/finetune_output.keras"))
     assert changed(tuned, {layer.name: layer.get_weights() for layer in again.layers}) == HEAD

@@ -19,7 +19,7 @@ def replace_and_wait(path, target):
     return replaced
 pathlib.Path.replace = replace_and_wait
 """
-DIGITS = "data/raw/digits.npz"
+MNIST = "data/raw/mnist.npz"
 SPLIT = "stages/images/split.py"
 DROPOUT = ("params.yaml", "dropout: 0.2", "dropout: 0.3")
 
@@ -62,7 +62,7 @@ def test_plots_show_the_epochs_so_far_while_a_stage_trains(repo):
     shown = []
     during(repo, "pretrain", "history.csv", lambda repo: shown.append(repo.dvc("plots", "show", "--json")))
     plots = json.loads(shown[0].splitlines()[-1])["data"]
-    for title in ("Training accuracy", "Validation accuracy", "Training loss", "Validation loss"):
+    for title in ("Training accuracy", "Validation (or test) accuracy", "Validation (or test) loss"):
         assert [row["epoch"] for row in plots[title][0]["content"]["data"]["values"]] == ["1"]
 
 
@@ -71,7 +71,7 @@ def test_plots_show_the_epochs_so_far_while_a_stage_trains(repo):
     [
         ("prepare", "source.npz", "seed in params.yaml", lambda repo: repo.edit("params.yaml", "seed: 1", "seed: 3")),
         ("prepare", "target.npz", "seed in params.yaml", lambda repo: repo.run("git", "checkout", "-q", "other")),
-        ("prepare", "source.npz", "data/raw/tiny.npz", lambda repo: repo.run("cp", DIGITS, "data/raw/tiny.npz")),
+        ("prepare", "source.npz", "data/raw/tiny.npz", lambda repo: repo.run("cp", MNIST, "data/raw/tiny.npz")),
         ("prepare", "target.npz", SPLIT, lambda repo: repo.edit(SPLIT, "import numpy", "import  numpy")),
         ("pretrain", "history.csv", "model.dropout in params.yaml", lambda repo: repo.edit(*DROPOUT)),
     ],

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 
 from repository import ROOT
+from stages.images.dataset import KEYS
 from stages.settings import Settings
 from stages.shared.files import read_json
 
 NOTEBOOK = runpy.run_path(str(ROOT / "benchmarks/notebook.py"))
-DIGITS = str(ROOT / "data/raw/digits.npz")
 EPOCHS = 2
 COUNTS = {"pretrain": 1_633_733, "finetune_output": 325, "finetune_fc": 8_581}  # trainable parameters
 
 
-def run_notebook(monkeypatch, seed: int) -> tuple[list[pd.DataFrame], list[dict]]:
+def run_notebook(images: str, monkeypatch, seed: int) -> tuple[list[pd.DataFrame], list[dict]]:
     """Run the notebook's code with the pipeline's seed and image order; return curves and results of its models."""
     fit, curves = keras.Sequential.fit, []
 
@@ -31,7 +31,7 @@ def run_notebook(monkeypatch, seed: int) -> tuple[list[pd.DataFrame], list[dict]
         curves.append(pd.concat(logs, ignore_index=True))
 
     monkeypatch.setattr(keras.Sequential, "fit", fit_in_order)
-    source, target = NOTEBOOK["halves"](DIGITS)
+    source, target = NOTEBOOK["halves"](images)
     keras.utils.set_random_seed(seed)
     model = NOTEBOOK["network"](source[0].shape[1:])
     results = [NOTEBOOK["train"](model, source, EPOCHS)]
@@ -43,11 +43,13 @@ def run_notebook(monkeypatch, seed: int) -> tuple[list[pd.DataFrame], list[dict]
 
 def test_learning_curves_and_results_are_the_notebooks(params, run, monkeypatch):
     assert {Settings().pretrain.epochs, Settings().finetune_output.epochs, Settings().finetune_fc.epochs} == {10}
+    with np.load(ROOT / "data/raw/mnist.npz") as mnist:
+        np.savez("part.npz", **{key: mnist[key][::4] for key in KEYS})
     epochs = {f"{stage}.epochs": EPOCHS for stage in COUNTS}
     defaults = Settings().model_dump() | {"threads": 1}
-    settings = params(**defaults, **epochs, **{"data.path": DIGITS})
+    settings = params(**defaults, **epochs, **{"data.path": "part.npz"})
     run("prepare", *COUNTS)
-    for stage, theirs, result in zip(COUNTS, *run_notebook(monkeypatch, settings.seed), strict=True):
+    for stage, theirs, result in zip(COUNTS, *run_notebook("part.npz", monkeypatch, settings.seed), strict=True):
         ours = pd.read_csv(f"reports/{stage}/history.csv")[theirs.columns]
         assert len(ours) == EPOCHS
         assert np.allclose(ours, theirs, rtol=1e-4, atol=0), stage

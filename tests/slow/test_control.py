@@ -1,0 +1,86 @@
+"""The control of a fine-tuning: what `pretrain.epochs=0` gives, resumed and switched off like the rest."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.shared.files import read_json, stage_folder
+from stages.training import checkpoint, control
+from stages.training.checkpoint import Checkpoint
+
+FOLDER = stage_folder("finetune_fc")
+ALL_LAYERS = ["conv1", "conv2", "fc1", "fc2", "output"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("trainable", [["fc2", "output"], ALL_LAYERS])
+def test_control_is_the_same_fine_tuning_without_pretraining(params, run, trainable):
+    params(**{"finetune_fc.trainable": trainable})
+    run("prepare", "pretrain", "finetune_fc")
+    found, record = contents(FOLDER), read_json(FOLDER / "record.json")
+    params(**{"pretrain.epochs": 0})
+    run("pretrain", "finetune_fc")
+    own = read_json(FOLDER / "record.json")
+    assert (FOLDER / "predictions.csv").read_bytes() == found["control_predictions.csv"] != found["predictions.csv"]
+    assert (FOLDER / "history.csv").read_bytes() == found["control_history.csv"]
+    assert {key: own[key] for key in record["control"]} == record["control"]
+    assert "control" not in own  # fine-tuning is its own control
+
+
+def test_gain_of_the_transfer_is_among_the_metrics(params, run):
+    params(**{"finetune_output.control": False})
+    run("prepare", "pretrain", "finetune_output", "finetune_fc", "report")
+    metrics = json.loads(Path("reports/metrics.json").read_text())
+    model, random = (pd.read_csv(FOLDER / f"{name}.csv") for name in ("predictions", "control_predictions"))
+    accuracies = [(table["actual"] == table["predicted"]).mean() for table in (model, random)]
+    found = metrics["finetune_fc"]
+    assert [found["test_accuracy"], found["control_test_accuracy"]] == pytest.approx(accuracies)
+    assert found["transfer_gain"] == pytest.approx(accuracies[0] - accuracies[1])
+    for stage in ("pretrain", "finetune_output"):
+        assert "transfer_gain" not in metrics[stage]
+    assert not list(stage_folder("finetune_output").glob("control*"))
+
+
+def test_interrupted_control_resumes_and_ends_with_the_same_bytes(params, run, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0)
+    monkeypatch.setattr(checkpoint, "MAX_SHARE", 0)
+    run("prepare", "pretrain", "finetune_fc")
+    found = contents(FOLDER)
+    end = Checkpoint.on_epoch_end
+
+    def interrupt(callback, epoch, logs=None):
+        end(callback, epoch, logs)
+        if control_began and epoch == 1:
+            raise KeyboardInterrupt
+
+    control_began, draw = [], keras.models.clone_model
+    monkeypatch.setattr(control.keras.models, "clone_model", lambda m: control_began.append(True) or draw(m))
+    monkeypatch.setattr(Checkpoint, "on_epoch_end", interrupt)
+    with pytest.raises(SystemExit):
+        run("finetune_fc")
+    monkeypatch.setattr(Checkpoint, "on_epoch_end", end)
+    capsys.readouterr()
+    run("finetune_fc")
+    assert "finetune_fc: resuming after epoch 2" in capsys.readouterr().out
+    assert contents(FOLDER) == found
+    assert not list(checkpoint.FOLDER.iterdir())
+
+
+def test_control_of_a_backbone_has_the_backbone_with_random_weights(params, tiny_dataset, run):
+    few = {f"{stage}.epochs": 1 for stage in ("pretrain", "finetune_fc")}
+    params(**few, **{"data.image_size": 32, "model.backbone": "MobileNetV3Small", "model.rescale": False})
+    run("prepare", "pretrain")
+    pretrained = keras.models.load_model("models/pretrain.keras")
+    keras.utils.set_random_seed(1)
+    again = keras.models.clone_model(pretrained)
+    params(**{"pretrain.epochs": 0})
+    run("pretrain")
+    started = keras.models.load_model("models/pretrain.keras")
+    assert all(map(np.array_equal, again.get_weights(), started.get_weights()))
