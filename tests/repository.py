@@ -82,7 +82,7 @@ class Repository:
         """Run a command; return its output, errors included."""
         result = subprocess.run(
             command, cwd=self.path, env=self.environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False, **options,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False, **options,
         )  # fmt: skip
         assert not check or result.returncode == 0, f"{command} failed:\n{result.stdout}"
         return result.stdout

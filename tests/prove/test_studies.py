@@ -1,6 +1,7 @@
 """Studies on one machine and on a cluster: refused, killed, failed; the page at the end is the same."""
 
 import re
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -87,24 +88,19 @@ def test_other_settings_replace_an_experiment_and_a_failed_one_is_named_and_repe
     assert "running" in repo.run(*failing, "--retry", check=False)
 
 
-class Machine:
-    """A machine with a home and caches of its own, that runs one Dask worker."""
+def start_machine(repo: Repository, folder: Path, scheduler: Path) -> subprocess.Popen:
+    """Start a Dask worker with a home and caches of its own, as on another machine."""
+    (folder / "home").mkdir(parents=True)
+    own = {"HOME": f"{folder}/home", "XDG_CACHE_HOME": f"{folder}/cache", "KERAS_HOME": f"{folder}/keras"}
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(scheduler)]
+    return repo.start(*command, "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder), **own)[0]
 
-    def __init__(self, repo: Repository, folder: Path, scheduler: Path):
-        self.folder = folder
-        (folder / "home").mkdir(parents=True)
-        identity = Path(repo.environment["HOME"], ".gitconfig").read_text()
-        (folder / "home/.gitconfig").write_text(identity)
-        own = {"HOME": f"{folder}/home", "XDG_CACHE_HOME": f"{folder}/cache", "KERAS_HOME": f"{folder}/keras"}
-        command = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(scheduler)]
-        command += ["--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]
-        self.process, self.log = repo.start(*command, **own)
 
-    def trained(self) -> dict[Path, str]:
-        """Return the entries of DVC's run cache, pulled ones included, with the training of each."""
-        runs = self.folder / "cache/transfer-learning-pipeline/studies/runs"
-        texts = {path.relative_to(runs): path.read_text() for path in runs.rglob("*") if path.is_file()}
-        return {path: found[0] for path, text in texts.items() if (found := re.search("pretrain\n|finetune_.*", text))}
+def trainings(folder: Path) -> dict[Path, str]:
+    """Return the entries of a machine's DVC run cache, pulled ones included, with the training of each."""
+    runs = folder / "cache/transfer-learning-pipeline/studies/runs"
+    texts = {path.relative_to(runs): path.read_text() for path in runs.rglob("*") if path.is_file()}
+    return {path: found[0] for path, text in texts.items() if (found := re.search("pretrain\n|finetune_.*", text))}
 
 
 def test_a_cluster_that_loses_a_worker_and_its_coordinator_writes_the_same_page_and_trains_nothing_twice(tmp_path):
@@ -117,13 +113,14 @@ def test_a_cluster_that_loses_a_worker_and_its_coordinator_writes_the_same_page_
     cluster = (*COMMAND, "--scheduler-file", str(scheduler))
     dask, _ = here.start(sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard",
                          "--scheduler-file", str(scheduler))  # fmt: skip
-    machines = []
+    machines = [tmp_path / f"machine {i}" for i in range(3)]
+    processes = [dask]
     try:
         while not scheduler.exists():
             time.sleep(0.1)
         assert "is not on Git's remote" in here.run(*cluster, check=False)
         here.run("git", "push", "-q", "origin", "main")
-        machines = [Machine(here, tmp_path / f"machine {i}", scheduler) for i in range(2)]
+        processes += [start_machine(here, machine, scheduler) for machine in machines[:2]]
         coordinator, log = here.start(*cluster)
         while not (pretraining := processes_in(tmp_path, "stages.pretrain")):
             assert coordinator.poll() is None, log.read_text()
@@ -131,13 +128,13 @@ def test_a_cluster_that_loses_a_worker_and_its_coordinator_writes_the_same_page_
         pretraining[0].parent().parent().kill()  # the stage's parent is `dvc`, whose parent is the worker
         time.sleep(1)
         coordinator.kill()
-        machines.append(Machine(here, tmp_path / "machine 2", scheduler))
+        processes.append(start_machine(here, machines[2], scheduler))
         output = here.run(*cluster)
     finally:
-        for process in (dask, *(machine.process for machine in machines)):
+        for process in processes:
             process.terminate()
             process.wait()
-    trained = {path: command for machine in machines for path, command in machine.trained().items()}
+    trained = {path: command for machine in machines for path, command in trainings(machine).items()}
     assert len(trained) == len({path.parent for path in trained}) == 4, (trained, output)  # finetune_fc twice
     assert here.dvc("exp", "show", "--csv").count("tiny_") == 2
 

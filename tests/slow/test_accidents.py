@@ -3,13 +3,10 @@
 import hashlib
 import os
 import re
-from contextlib import suppress
 
-import numpy as np
 import pytest
 
 from repository import RESULTS, stages_run
-from stages.shared.errors import UserError
 
 
 def damage_in_cache(repo, path: str, content: bytes) -> None:
@@ -25,27 +22,11 @@ def damage_in_cache(repo, path: str, content: bytes) -> None:
     assert (repo.path / path).read_bytes() == content
 
 
-def flip_bit(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
-
-
-def test_no_flipped_bit_of_a_model_is_loaded(repo):
-    from stages.training import model_files  # imports TensorFlow
-
-    path = repo.path / "models/pretrain.keras"
-    content, weights = path.read_bytes(), model_files.load(path).get_weights()
-    start = content.index(weights[0].tobytes())
-    for place in (*range(0, len(content), len(content) // 20), *range(start, start + weights[0].nbytes, 37)):
-        path.write_bytes(flip_bit(content, place))
-        with suppress(UserError):
-            loaded = model_files.load(path).get_weights()
-            assert all(np.array_equal(*pair) for pair in zip(weights, loaded, strict=True)), f"byte {place}"
-
-
 def test_a_damaged_model_in_the_cache_is_refused_and_trained_again(repo):
     before = repo.bytes_of(*RESULTS)
-    content = before["models/pretrain.keras"]
-    damage_in_cache(repo, "models/pretrain.keras", flip_bit(content, len(content) // 2))
+    content = bytearray(before["models/pretrain.keras"])
+    content[len(content) // 2] ^= 4
+    damage_in_cache(repo, "models/pretrain.keras", content)
     message = repo.stage_error("finetune_fc")
     assert "models/pretrain.keras" in message
     repo.run("sh", "-c", re.search("`(chmod [^`]*)`", message)[1])

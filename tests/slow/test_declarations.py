@@ -3,7 +3,6 @@
 import functools
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,22 +51,4 @@ def watched(tmp_path_factory) -> tuple[Path, dict[str, dict[str, set[str]]]]:
 def test_a_stage_declares_exactly_what_a_real_run_uses(watched, name):
     folder, used = watched
     assert declared(STAGES[name], folder) == used[name]
-
-
-def variants(stage: dict) -> Iterator[dict]:
-    """Remove each declaration of a stage in turn, then add each of the others'."""
-    for key in ("deps", "params", "outs", "metrics"):
-        declarations = stage.get(key, [])
-        for i, _ in enumerate(declarations):
-            yield stage | {key: declarations[:i] + declarations[i + 1 :]}
-        for other in STAGES.values() if key in ("deps", "params") else ():
-            yield from (stage | {key: [*declarations, entry]} for entry in other[key] if entry not in declarations)
-
-
-def test_every_removed_or_added_declaration_is_noticed(watched):
-    folder, used = watched
-    for name, stage in STAGES.items():
-        for variant in variants(stage):
-            redundant = declared(variant, folder) == declared(stage, folder)  # such as a file in a declared folder
-            assert redundant or declared(variant, folder) != used[name], variant
-            counted["declarations removed or added, each noticed"] += not redundant
+    counted["declarations that a real run uses"] += len(STAGES[name]["deps"]) + len(STAGES[name]["params"])
