@@ -32,6 +32,7 @@ def connect(scheduler: dict[str, str], workers: int) -> Iterator[Client]:
     local: dict[str, Any] = {  # of a cluster that Dask starts
         "n_workers": workers, "threads_per_worker": 1, "memory_limit": None, "local_directory": str(FOLDER.absolute()),
         "dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL,
+        "security": True,  # a certificate of its own: without, every account of the machine could run code as this user
     }  # fmt: skip
     try:
         with Client(**(scheduler or local)) as client:

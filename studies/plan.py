@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stages.settings import Section
-from stages.shared.errors import UserError, describe_all
+from stages.shared.errors import UserError, describe_all, short_repr
 from stages.shared.yaml_files import parse_yaml, read_yaml
 
 FlatSettings = dict[str, Any]  # settings by dotted key
@@ -43,7 +43,7 @@ class Plan(Section):
 
     title: str
     notes: str  # shown on the page: anything a reader must know about the images or the recipe
-    page: str = Field(pattern=r"\.md$")
+    page: str = Field(pattern=r"^(docs|reports|results)(/[A-Za-z0-9_-]+)+\.md$")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     settings: FlatSettings
     images_per_class: dict[Annotated[int, Field(ge=1)], FlatSettings] = Field(min_length=1)
@@ -98,6 +98,12 @@ def load(path: Path, changes: Iterable[str] = ()) -> Plan:
     except ValidationError as error:
         raise UserError(f"{path}: {describe_all(error, 'docs/studies.md')}") from None
     overrides = dict(_parse_change(text) for text in changes)
+    for key, value in [*plan.settings.items(), *overrides.items(), *plan.images_per_class.items(), *plan.runs.items()]:
+        if "${" in repr(value):
+            raise UserError(f"{path}: {key}: was {short_repr(value)}, expected plain values: ${{...}} may be a secret")
+    page = Path(plan.page)
+    if page.exists() and "To write this page again: `python -m studies" not in page.read_text(errors="replace"):
+        raise UserError(f"{path}: page: {page} is there and no study's page, expected a new file, as reports/study.md")
     varied = {"seed"}.union(*plan.images_per_class.values(), *plan.runs.values())
     if refused := sorted(varied & set(overrides)):
         raise UserError(f"-S {refused[0]}: {path} itself sets it in some runs, expected another setting")

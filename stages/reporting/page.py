@@ -107,13 +107,15 @@ def render_html(markdown: str, results: Results) -> str:
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     sections: dict[str, str] = {}
+    figures = {*REPORTS.glob("*.png"), *REPORTS.glob("figures/*.png")}
     for heading, text in itertools.pairwise(tokens):
         if heading.type == "heading_open" and heading.tag == "h2":
             name = re.sub(r"[^\w-]", "", text.content.lower().replace(" ", "-"))  # as GitHub names it
             heading.attrSet("id", name)
             sections[name] = text.content
     for image in (child for token in tokens for child in token.children or [] if child.type == "image"):
-        content = base64.b64encode((REPORTS / str(image.attrs["src"])).read_bytes()).decode()
+        file = REPORTS / str(image.attrs["src"])  # only the report's own figures are embedded
+        content = base64.b64encode(file.read_bytes()).decode() if file in figures else ""
         image.attrSet("src", f"data:image/png;base64,{content}")
     curves = next(i for i, token in enumerate(tokens) if any(c.type == "image" for c in token.children or ())) - 1
     section = next((i for i, token in enumerate(tokens) if token.tag == "h2"), len(tokens))

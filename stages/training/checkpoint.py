@@ -105,7 +105,8 @@ class Checkpoint(keras.callbacks.Callback):
         shutil.rmtree(self.path.parent, ignore_errors=True)
         with suppress(OSError):
             for folder in FOLDER.iterdir():
-                if folder.stat().st_mtime < time.time() - EXPIRES:
+                ours = re.fullmatch("[0-9a-f]{64}", folder.name) and not folder.is_symlink()
+                if ours and folder.stat().st_mtime < time.time() - EXPIRES:
                     shutil.rmtree(folder, ignore_errors=True)
 
 

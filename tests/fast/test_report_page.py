@@ -48,7 +48,8 @@ def tables(markdown: str) -> list[str]:
     return re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
 
 
-def test_page_is_self_contained_and_shows_hostile_names_as_text():
+def test_page_is_self_contained_and_shows_hostile_names_as_text(params):
+    params(**{"data.path": "`![learning curves](../../../../../etc/hostname)`"})
     results = make_results(NAMES[:6], NAMES[6:])
     task = replace(results.source.task, dataset=NAMES[0])
     markdown = reported(replace(results, source=replace(results.source, task=task)))

@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from distributed import Client
 
 from repository import ROOT
 from stages.settings import Settings
 from stages.shared.errors import UserError
 from stages.shared.yaml_files import parse_yaml
-from studies import analysis, charts, dependencies, experiments, page, plan
+from studies import analysis, charts, cluster, dependencies, experiments, page, plan
 from studies.plan import Plan, Question
 from studies.repository import Experiment
 
@@ -65,6 +66,14 @@ def test_the_plans_of_the_repository_are_valid_and_their_models_look_different(c
         ({"questions": [{"ask": "?", "first": "none", "second": OUTPUT}]}, "was 'none', expected one of"),
         ({"choices": [{"choose": "x", "among": [OUTPUT, "none"]}]}, "choices: among: was 'none', expected one of"),
         ({"choices": [{"choose": OUTPUT, "among": [OUTPUT, LAST_TWO]}]}, "expected each once"),
+        ({"settings": {"data.path": "${oc.env:TOKEN}.npz"}}, "was '${oc.env:TOKEN}.npz', expected plain values"),
+        (
+            {"runs": MNIST["runs"] | {"pretrained": {"data.path": "${oc.env:T}"}}},
+            "${oc.env:T}'}, expected plain values",
+        ),
+        ({"page": "/etc/page.md"}, "page: was '/etc/page.md', expected"),
+        ({"page": "reports/../README.md"}, "page: was 'reports/../README.md', expected"),
+        ({"page": "docs/studies.md"}, "docs/studies.md is there and no study's page"),
     ],
 )
 def test_a_bad_plan_is_refused_in_one_line(change, message, expand):
@@ -79,7 +88,11 @@ def test_settings_given_with_the_command_override_the_plans(expand):
     assert {tuple(settings["finetune_fc.trainable"]) for settings in changed.values()} == {("fc1", "output")}
     arguments = experiments.overrides(changed["plan_random_20_s1"])  # as Hydra reads them
     assert {'data.path="a b.npz"', 'finetune_fc.trainable=["fc1", "output"]', "threads=null"} < set(arguments)
-    for change, message in (("seed", "was 'seed', expected KEY=VALUE"), ("pretrain.epochs=2", "sets it in some")):
+    for change, message in (
+        ("seed", "was 'seed', expected KEY=VALUE"),
+        ("pretrain.epochs=2", "sets it in some"),
+        ("data.path=${oc.env:TOKEN}", "expected plain values"),
+    ):
         with pytest.raises(UserError, match=message):
             expand(MNIST, change)
 
@@ -198,3 +211,12 @@ def test_a_page_of_too_few_runs_says_so():
     assert text.count("no runs.") == 3
     assert "No seed has runs of all candidates" in text
     assert "nan" not in text + render(STUDY, table_of({name: [0.1] for name in STUDY.named_models}))
+
+
+def test_a_local_cluster_refuses_clients_without_its_certificate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with cluster.connect({}, 1) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises(OSError):
+            Client(address.replace("tls", "tcp"), timeout=2)

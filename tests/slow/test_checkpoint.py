@@ -1,8 +1,10 @@
 """Interrupted training resumes where it was, and ends with the bytes of an undisturbed one."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,3 +105,16 @@ def test_checkpoint_of_another_setting_or_image_is_not_resumed(params, tasks):
     paths = [path(), path(changed_image), *(path(**{key: value}) for key, value in changes.items())]
     assert len(set(paths)) == 2 + len(changes)
     assert path() == paths[0]
+
+
+def test_only_expired_checkpoints_are_deleted_with_ones_own(tmp_path, configured):
+    expired, link, fresh = (checkpoint.FOLDER / (name * 32) for name in ("ab", "cd", "ef"))
+    elsewhere, foreign = tmp_path / "elsewhere", checkpoint.FOLDER / "notes"
+    for folder in (expired, fresh, foreign, elsewhere):
+        folder.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    for folder in (expired, foreign, elsewhere):
+        os.utime(folder, (0, 0))
+    Checkpoint.delete(SimpleNamespace(path=checkpoint.FOLDER / "own/state.npz"))
+    assert set(checkpoint.FOLDER.iterdir()) == {link, fresh, foreign}
+    assert elsewhere.exists()
