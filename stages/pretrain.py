@@ -5,11 +5,11 @@ from pathlib import Path
 from stages import settings
 from stages.shared.program import program
 from stages.shared.tasks import read_task
-from stages.training.backbone import find_weights
 from stages.training.evaluate import evaluate_and_save
 from stages.training.fit import fit
 from stages.training.model import build_model, describe_size
 from stages.training.runtime import configure, device_scope
+from stages.training.weights import find_weights
 
 STAGE = "pretrain"
 

@@ -74,7 +74,7 @@ A third variant needs no Python. To add one called `finetune_all`:
 1. `params.yaml`: copy the section `finetune_fc` to `finetune_all` and change it, for example to
    `trainable: [conv1, conv2, fc1, fc2, output]`.
 2. `dvc.yaml`: copy the stage `finetune_fc` to `finetune_all`, and replace every `finetune_fc` in it.
-3. `dvc.yaml`, stage `report`: add the line `- reports/finetune_all` to `deps`.
+3. `dvc.yaml`, stage `report`: add the line `reports/finetune_all, reports/timing/finetune_all.json,` to `deps`.
 
 To draw its curves with `dvc plots`, copy its lines under `plots:`, too. The report shows it without that.
 """

@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from distributed import Client
 
 from repository import ROOT
 from stages.settings import Settings
 from stages.shared.errors import UserError
 from stages.shared.yaml_files import parse_yaml
-from studies import analysis, charts, cluster, dependencies, experiments, page, plan
+from studies import analysis, charts, dependencies, experiments, page, plan
 from studies.plan import Plan, Question
 from studies.repository import Experiment
 
@@ -211,12 +210,3 @@ def test_a_page_of_too_few_runs_says_so():
     assert text.count("no runs.") == 3
     assert "No seed has runs of all candidates" in text
     assert "nan" not in text + render(STUDY, table_of({name: [0.1] for name in STUDY.named_models}))
-
-
-def test_a_local_cluster_refuses_clients_without_its_certificate(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with cluster.connect({}, 1) as client:
-        address = client.scheduler.address
-        assert address.startswith("tls://127.0.0.1:")
-        with pytest.raises(OSError):
-            Client(address.replace("tls", "tcp"), timeout=2)

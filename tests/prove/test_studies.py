@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from distributed import Client
 
 from repository import ROOT, Repository, wait_for
+from studies.cluster import connect
 
 COMMAND = (sys.executable, "-m", "studies", "studies/tiny.yaml")
 NAME = "tiny_pretrained_10_s1"
@@ -141,3 +143,12 @@ def test_a_cluster_that_loses_a_worker_and_its_coordinator_writes_the_same_page_
     alone = here.clone(tmp_path / "alone")
     alone.run(*COMMAND)
     assert (alone.path / PAGE).read_bytes() == (here.path / PAGE).read_bytes()
+
+
+def test_a_local_cluster_refuses_clients_without_its_certificate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with connect({}, 1) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        with pytest.raises(OSError):
+            Client(address.replace("tls", "tcp"), timeout=2)

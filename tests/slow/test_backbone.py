@@ -15,9 +15,9 @@ from keras.src.utils import file_utils
 
 from stages.shared.errors import UserError
 from stages.shared.files import sha256
-from stages.training.backbone import find_weights
 from stages.training.freeze import freeze_except, split_at_first_trained
 from stages.training.model import build_model
+from stages.training.weights import find_weights
 
 pytestmark = pytest.mark.usefixtures("configured")
 SIDE = 32  # pixels
