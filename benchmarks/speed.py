@@ -62,6 +62,8 @@ class Round:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         params = yaml.safe_load((clone / "params.yaml").read_text()) | {"seed": self.seed}
         params["data"]["path"] = str(data)
+        for stage in ("finetune_output", "finetune_fc"):
+            params[stage]["control"] = False  # the notebook has none
         (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         self.run(f"{name}, end to end", [*DVC, *command], clone)
         self.metrics[name] = json.loads((clone / "reports/metrics.json").read_text())
