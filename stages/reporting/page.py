@@ -102,8 +102,8 @@ def render_markdown(results: Results, params: Settings) -> str:
 
 
 def render_html(markdown: str, results: Results) -> str:
-    """Convert the report's Markdown to one HTML page with all figures inside, the linked one of mistakes, too."""
-    markdown = markdown.replace("\n[most confident mistakes]", "\n![most confident mistakes]")
+    """Convert the report's Markdown to one HTML page with all figures inside."""
+    markdown = markdown.replace("The figure is in `report.html`.", "![most confident mistakes](mistakes.png)")
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     sections: dict[str, str] = {}
