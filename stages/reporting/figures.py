@@ -93,10 +93,9 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
     colors = cycle(COLORS)
     for ax, tables in zip(axes[0], panels, strict=True):
         width = 0.8 / len(tables)
-        mean = pd.concat(tables.values()).groupby(level=0, sort=False)["accuracy"].mean()
-        shown = hardest(mean)
-        if len(shown) < len(mean):
-            ax.set_title(f"the {len(shown)} hardest of {len(mean)} classes")
+        shown, classes = hardest(tables.values()), len(next(iter(tables.values())))
+        if len(shown) < classes:
+            ax.set_title(f"the {len(shown)} hardest of {classes} classes")
         for i, (stage, by_class) in enumerate(tables.items()):
             table = by_class.loc[shown]
             x = np.arange(len(table)) - 0.4 + (i + 0.5) * width

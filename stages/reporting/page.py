@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 
@@ -33,11 +32,6 @@ def imbalance(task: Task) -> list[tuple[str, int]]:
     counts = np.bincount(task.train.y, minlength=len(task.class_names))
     extremes = [(task.class_names[i], int(counts[i])) for i in (counts.argmax(), counts.argmin())]
     return extremes if counts.max() > IMBALANCED * counts.min() else []
-
-
-def hardest_of(group: list[ModelResult]) -> list[str]:
-    """Select the classes to show of models with the same classes, by their mean accuracies."""
-    return hardest(pd.concat([r.per_class["accuracy"] for r in group]).groupby(level=0, sort=False).mean())
 
 
 def compare(first: ModelResult, second: ModelResult, level: float, params: Settings) -> dict[str, Any]:
@@ -76,7 +70,7 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
         "rerun_environment": notebook.rerun_environment(),
         "interval": accuracy_interval,
         "many": MANY,
-        "hardest_of": hardest_of,
+        "hardest": hardest,
         "imbalance": imbalance,
         "comparisons": [compare(*pair, level, params) for pair in pairs],
         "level": level,

@@ -1,5 +1,6 @@
 """Read the outputs of the training stages, and compute their metrics."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,12 @@ SUMMARY = {
 }
 
 
-def hardest(by_class: pd.Series) -> list[str]:
-    """Select the classes to show: all, or of more than `MANY` those with the lowest values, lowest first."""
+def hardest(tables: Iterable[pd.DataFrame]) -> list[str]:
+    """Select the classes to show of `per_class` tables with the same classes, by their mean accuracies.
+
+    All of them, or of more than `MANY` those with the lowest, lowest first.
+    """
+    by_class = pd.concat(tables).groupby(level=0, sort=False)["accuracy"].mean()
     return list(by_class.index if len(by_class) <= MANY else by_class.nsmallest(MANY).index)
 
 
