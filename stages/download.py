@@ -55,41 +55,33 @@ def fetch(path: Path, pointer: Pointer) -> Path:
     """
     target, tried = pointer.cached, [f"{path}: {pointer.name} cannot be downloaded. Tried:"]
     by_hand, keras = path.parent / target.name, Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    folder = keras / pointer.keras_folder
-    for copy in (target, folder / target.name, *sorted(folder.glob(f"{pointer.name.lower()}*.*")), by_hand):
+    in_keras, beginning = keras / pointer.keras_folder / target.name, pointer.name.lower()
+    others = [file for file in sorted(in_keras.parent.glob("*.*")) if file.name.lower().startswith(beginning)]
+    for copy in dict.fromkeys((target, in_keras, *others, by_hand)):  # Keras has given a file other names
         found = pooch.file_hash(str(copy)) if copy.is_file() else None
-        if found != pointer.sha256:
-            tried.append(f"{copy}: {f'other bytes (sha256 {found})' if found else 'not there'}")
-            continue
-        if copy == by_hand:  # which another clone, as of `dvc exp run --temp`, does not see
-            with copy.open("rb") as file, atomic_file(target) as cached:
-                shutil.copyfileobj(file, cached)
-        return copy
+        if found == pointer.sha256:
+            if copy == by_hand:  # which another clone, as of `dvc exp run --temp`, does not see
+                with copy.open("rb") as file, atomic_file(target) as cached:
+                    shutil.copyfileobj(file, cached)
+            return copy
+        tried.append(f"{copy}: {f'other bytes (sha256 {found})' if found else 'not there'}")
+    pooch.get_logger().setLevel("ERROR")
+    # Some servers declare a .gz file's own compression as that of the transfer: unpacked, it would have other bytes.
+    hooks = {"response": lambda response, **_: response.raw.headers.pop("Content-Encoding", None) and None}
+    seconds = (10, 30)  # to connect, and without a byte
+    get = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=seconds, hooks=hooks)
     for url in pointer.urls:
         print(f"downloading {_masked(url)}", file=sys.stderr)
-        if (problem := _download(url, target, pointer.sha256)) is None:
-            return target
+        names = {"registry": {target.name: pointer.sha256}, "urls": {target.name: url}}
+        try:
+            return Path(pooch.create(target.parent, "", retry_if_failed=1, **names).fetch(target.name, downloader=get))
+        except requests.RequestException as error:
+            problem = type(error).__name__ if error.response is None else f"HTTP {error.response.status_code}"
+        except ValueError:
+            problem = "gave other bytes than the hash says"
         tried.append(f"{_masked(url)}: {problem}")
     advice = f"put the file (sha256 {pointer.sha256}) at {by_hand} and run again.\nWithout it: {pointer.alternative}"
     raise DownloadError("\n  ".join(tried) + f"\nBy hand: {advice}")
-
-
-def _download(url: str, target: Path, sha256: str) -> str | None:
-    """Download one address; return the problem, or None."""
-    pooch.get_logger().setLevel("ERROR")
-    names = {"registry": {target.name: sha256}, "urls": {target.name: url}}
-    # Some servers declare a .gz file's own compression as that of the transfer: unpacked, it would have other bytes.
-    hooks = {"response": lambda response, **_: response.raw.headers.pop("Content-Encoding", None) and None}
-    get = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(), timeout=(10, 30), hooks=hooks
-    )  # seconds to connect, without a byte
-    try:
-        pooch.create(target.parent, "", **names, retry_if_failed=1).fetch(target.name, downloader=get)
-    except requests.RequestException as error:
-        return type(error).__name__ if error.response is None else f"HTTP {error.response.status_code}"
-    except ValueError:
-        return "gave other bytes than the hash says"
-    return None
 
 
 def _masked(text: str) -> str:

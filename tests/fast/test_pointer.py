@@ -1,6 +1,7 @@
 """Downloads: every byte is verified, a bad address is followed by the next one, no partial file is left behind."""
 
 import gzip
+import re
 import sys
 import threading
 import time
@@ -107,6 +108,18 @@ def test_bad_copies_and_addresses_are_all_listed_until_an_address_is_good(tmp_pa
         assert text in advice
     assert find(write("ReadTimeout", "gave other bytes", DEAD, "good"))[1].read_bytes() == GOOD
     assert [path.name for path in tmp_path.glob("cache/*/*/*")] == [ARCHIVE]
+
+
+def test_copy_in_kerass_folder_is_found_by_the_beginning_of_its_name_which_is_no_pattern(tmp_path, write):
+    copy, private = tmp_path / "keras/datasets/cifar-10-batches-py.tar.gz", tmp_path / "private/key.txt"
+    for file in (copy, private):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(GOOD)
+    assert find(write(DEAD))[1] == copy
+    for name in ("../../private/key", "*", str(private)):
+        with pytest.raises(DownloadError) as error:
+            find(write(DEAD, name=name))
+        assert not re.search(rf"(?m)^  .*({private.name}|{copy.name})", str(error.value))
 
 
 @pytest.mark.parametrize("url", ["http://[::1/x.npz", "http://host/x/..", "ftp://host/x.npz", "http://host"])
