@@ -1,49 +1,29 @@
-"""Read small YAML files as DVC does: YAML 1.2, where `yes` and `1:30` are texts and `1e-05` is a number."""
+"""Read small YAML files with DVC's parser: YAML 1.2, where `yes` and `1:30` are texts and `1e-05` is a number."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from stages.shared.errors import UserError, one_line
 
 MAX_BYTES = 100_000
-# https://yaml.org/spec/1.2.2/#103-core-schema, and underscores in numbers, which DVC reads, too
-CORE_SCHEMA = [
-    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", "|~|null|Null|NULL", ["", "~", "n", "N"]),
-    ("int", "[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-]
-
-
-class _Loader(yaml.SafeLoader):
-    """Load YAML 1.2 (PyYAML by itself reads 1.1); refuse aliases, which can expand beyond any memory."""
-
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - filled below
-    allow_aliases = False
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if not self.allow_aliases and self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"line {line}: an alias (*), expected plain values")
-        return super().compose_node(parent, index)
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        text = str(self.construct_scalar(node)).replace("_", "")
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-for _kind, _pattern, _first in CORE_SCHEMA:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 def parse_yaml(text: str, aliases: bool = False) -> Any:
-    """Parse YAML 1.2; raises `yaml.YAMLError` or `ValueError` if it is none, or has aliases that are not allowed."""
-    return yaml.load(text, type("Loader", (_Loader,), {"allow_aliases": aliases}))
+    """Parse YAML 1.2; raises `ValueError` if it is none, or has aliases, which can expand beyond any memory."""
+    parser = YAML(typ="safe", pure=True)
+    try:
+        for event in () if aliases else parser.parse(text):
+            if isinstance(event, AliasEvent):
+                raise ValueError(f"line {event.start_mark.line + 1}: an alias (*), expected plain values")
+        return parser.load(text)
+    except YAMLError as error:
+        if isinstance(error, MarkedYAMLError) and error.problem_mark:
+            raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from None
+        raise ValueError(one_line(error)) from None
 
 
 def read_yaml(path: Path, expected: str) -> Any:
@@ -56,5 +36,5 @@ def read_yaml(path: Path, expected: str) -> Any:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}, expected {expected}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such number
+    except (ValueError, RecursionError) as error:  # not YAML, not UTF-8, or no such number
         raise UserError(f"{path}: no valid YAML: {one_line(error)}") from None
