@@ -59,29 +59,26 @@ class LazyArray:
         return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.batches()])
 
 
-def check_free_space(path: Path, size: int) -> None:
+def check_free_space(folder: Path, size: int) -> None:
     """Create the folder; raise `UserError` if its disk has less than `size` bytes free."""
-    folder = path if path.is_dir() else path.parent
     folder.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(folder).free):
-        raise UserError(
-            f"{path}: needs {size / 1e9:,.1f} GB, expected less than the disk has free, {free / 1e9:,.1f} GB"
-        )
+        raise UserError(f"{folder}: {size / 1e9:,.1f} GB needed, expected at most {free / 1e9:,.1f} GB, the free space")
 
 
 def temporary_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
     """Create a writable array in a nameless file in `folder`, which disappears with the process.
 
-    Raises `UserError` if the disk has no room for it.
+    Raises `UserError` if the disk has no room for it or the folder cannot be written.
     """
     size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_free_space(folder, size)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # Reserve the space where possible: a disk that fills up later would kill the process.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
+    try:
+        check_free_space(folder, size)
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)
-        mapped = mmap.mmap(file.fileno(), size)
+            if hasattr(os, "posix_fallocate"):  # reserve the space: a disk that fills up later would kill the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from None
     return np.frombuffer(mapped, dtype, math.prod(shape)).reshape(shape)

@@ -2,8 +2,7 @@
 
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -43,36 +42,33 @@ def read_npz(
     is read and may raise `UserError`. Raises `UserError` with one line if the file is missing, damaged, too large,
     lacks a key or holds Python objects.
     """
-    with _errors_in_one_line(f"{path}: "), zipfile.ZipFile(path) as archive:
-        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        _check_sizes(path, members, mapped)
-        if missing := ", ".join(key for key in keys if key not in members):
-            raise UserError(f"{path}: {missing}: missing, expected all of {keys}; has {short_repr(sorted(members))}")
-        members = {key: members[key] for key in (*keys, *optional) if key in members}
-        headers, arrays = {}, {}
-        for key, member in members.items():
-            with _errors_in_one_line(f"{path}: {key}: "), archive.open(member) as file:
-                headers[key] = _read_header(file, member)
-        check(headers)
-        for key, member in members.items():
-            with _errors_in_one_line(f"{path}: {key}: "), archive.open(member) as file:
-                # zipfile compares the checksum at the last byte.
-                arrays[key] = _map(path, file, member) if key in mapped else npy.read_array(file, allow_pickle=False)
-        return arrays
-
-
-@contextmanager
-def _errors_in_one_line(where: str) -> Iterator[None]:
-    """Report any damage in one line."""
+    where = str(path)
     try:
-        yield
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            _check_sizes(path, members, mapped)
+            if missing := ", ".join(key for key in keys if key not in members):
+                expected = f"expected all of {keys}; has {short_repr(sorted(members))}"
+                raise UserError(f"{path}: {missing}: missing, {expected}")
+            members = {key: members[key] for key in (*keys, *optional) if key in members}
+            headers, arrays = {}, {}
+            for key, member in members.items():
+                where = f"{path}: {key}"
+                with archive.open(member) as file:
+                    headers[key] = _read_header(file, member)
+            check(headers)
+            for key, member in members.items():
+                where = f"{path}: {key}"
+                with archive.open(member) as file:  # zipfile compares the checksum at the last byte
+                    arrays[key] = _map(path, file, member) if key in mapped else npy.read_array(file)
+            return arrays
     except UserError:
         raise
     except MemoryError:
-        raise UserError(f"{where}too large for this machine's memory") from None
+        raise UserError(f"{where}: too large for this machine's memory") from None
     except Exception as error:  # zlib, zipfile and numpy raise a dozen kinds on damaged bytes
         problem = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{where}{problem}, expected an .npz file as numpy.savez writes it") from None
+        raise UserError(f"{where}: {problem}, expected an .npz file as numpy.savez writes it") from None
 
 
 def _check_sizes(path: Path, members: dict[str, zipfile.ZipInfo], mapped: tuple[str, ...]) -> None:
@@ -98,19 +94,22 @@ def _read_header(file: IO[bytes], member: zipfile.ZipInfo) -> Header:
 def _map(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
     """Map a stored array where it is, or unpack a compressed one into a temporary file; verify its checksum."""
     shape, dtype, order = _read_header(file, member)
-    start, stored = file.tell(), member.compress_type == zipfile.ZIP_STORED
-    unpacked = temporary_array((0 if stored else member.file_size - start,), np.uint8, PREPARED)
-    at = 0
-    while piece := file.read(BATCH_BYTES):  # to the end, where zipfile compares the checksum
-        if not stored:
-            unpacked[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-            at += len(piece)
-    if 0 in shape or not stored:
-        return unpacked.view(dtype).reshape(shape, order=order)
-    with path.open("rb") as raw:
-        raw.seek(member.header_offset + 26)
-        offset = member.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))  # local header, name, extra field
-        return np.memmap(raw, dtype, "c", offset + start, shape, order).view(np.ndarray)
+    start, size = file.tell(), member.file_size - file.tell()
+    if not size:
+        return np.empty(shape, dtype)
+    if member.compress_type == zipfile.ZIP_STORED:
+        while file.read(BATCH_BYTES):  # to the end, where zipfile compares the checksum
+            pass
+        with path.open("rb") as raw:
+            raw.seek(member.header_offset + 26)
+            offset = (
+                member.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))
+            )  # local header, name, extra field
+            return np.memmap(raw, dtype, "c", offset + start, shape, order).view(np.ndarray)
+    unpacked = temporary_array((size,), np.uint8, PREPARED)
+    for at in range(0, size, BATCH_BYTES):
+        file.readinto(unpacked[at : at + BATCH_BYTES].data)  # type: ignore[attr-defined]
+    return unpacked.view(dtype).reshape(shape, order=order)
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray | LazyArray]) -> None:
@@ -120,8 +119,8 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray | LazyArray]) -> None:
     disk has no room, before anything is written.
     """
     size = sum(prod(array.shape) * array.dtype.itemsize for array in arrays.values())
-    check_free_space(path, size)
-    progress = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False)
+    check_free_space(path.parent, size)
+    progress = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None, leave=False, delay=1)
     with progress, atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, array in arrays.items():
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:

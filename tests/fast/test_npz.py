@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from archives import ARRAYS, HEADER, MEMBERS, call, npy, npz, refusal
 from counting import counted
 from stages.images.dataset import KEYS, read_dataset
+from stages.shared import npz as npz_files
 from stages.shared.errors import UserError
-from stages.shared.npz import HARMLESS_BYTES
+from stages.shared.npz import HARMLESS_BYTES, read_npz
 
 
 @pytest.fixture
@@ -31,6 +32,15 @@ def test_python_objects_are_refused_and_never_unpickled(path, tmp_path, key):
     assert not trap.exists()
     np.load(io.BytesIO(objects), allow_pickle=True)
     assert trap.exists()  # the trap works
+
+
+def test_a_workspace_that_cannot_be_written_is_named_and_not_the_file(path, monkeypatch):
+    monkeypatch.setattr(npz_files, "PREPARED", path)  # permissions do not bind root: a file where a folder should be
+    path.write_bytes(npz(zipfile.ZIP_DEFLATED))
+    with pytest.raises(UserError, match=f"^{path}: File exists$"):
+        read_npz(path, ("x_train",), mapped=("x_train",))
+    path.write_bytes(npz())
+    assert read_npz(path, ("x_train",), mapped=("x_train",))["x_train"].shape == ARRAYS["x_train"].shape
 
 
 def black(*shape: int) -> bytes:
