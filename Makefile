@@ -4,12 +4,14 @@ BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PTH := import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")
+UTF8 := import configobj; configobj.ConfigObj.default_encoding = property(lambda _: "utf-8", lambda *_: None)
 
 .PHONY: setup run check test prove docs study experiments committed-run export reproduce lock
 setup: $(READY)
 
 # PTH puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
-# runs the stages with its own python, activated or not.
+# runs the stages with its own python, activated or not. UTF8: DVC writes its settings as ASCII, so `dvc exp run --temp`
+# would fail below a folder such as /home/José.
 #
 # setuptools first, from the lock: a package that comes as source is built with it, not with one that pip looks up.
 $(READY): requirements.txt
@@ -21,7 +23,7 @@ $(READY): requirements.txt
 	$(PIP) --require-hashes -r .venv/build.txt
 	$(PIP) --no-build-isolation --require-hashes -r requirements.txt
 	$(PIP) --no-build-isolation --no-deps --editable .
-	@echo '$(PTH)' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/programs_first.pth
+	@printf '%s\n' '$(PTH)' '$(UTF8)' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/programs_first.pth
 	$(BIN)/python -m tools.plots_page
 	@touch $(READY)
 

@@ -43,7 +43,7 @@ def short_repr(value: object) -> str:
 
 def one_line(problem: object) -> str:
     """Return a text or an exception's message as one printable line, cut to `MAX_LINE`; else the exception's type."""
-    text = " ".join(str(problem).split()) or type(problem).__name__
+    text = " ".join(str(problem).split()) or ("no reason given" if isinstance(problem, str) else type(problem).__name__)
     text = text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

@@ -3,7 +3,6 @@
 DVC hashes settings, code and data after the stage (dvc#11058).
 """
 
-import functools
 import hashlib
 import os
 import re
@@ -11,13 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.settings import PARAMS, leaves
-from stages.shared.errors import UserError
+from stages.shared.errors import UserError, one_line
 from stages.shared.yaml_files import parse_yaml, read_yaml
 
-MAX_HASHED = 1_000_000  # bytes; data and larger files are compared by size and time
 _at_start: dict[str, Any] = {}
 
 
@@ -41,8 +37,8 @@ def _inputs() -> dict[str, Any]:
         params = dict(leaves(read_yaml(PARAMS, "the settings")))
         paths = [Path(re.sub(r"\$\{(.+?)\}", lambda found: str(params[found[1]]), dep)) for dep in stage["deps"]]
         inside = [file for path in paths for file in path.rglob("*") if not is_ignored(file.relative_to(path))]
-        files = {file.as_posix(): _state(file, file.stat()) for file in (*paths, *inside) if file.is_file()}
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, UserError, yaml.YAMLError):
+        files = {file.as_posix(): _state(file) for file in (*paths, *inside) if file.is_file()}
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, UserError):
         return {}  # DVC runs no stage, or the stage itself will report the error
     return files | {f"{key} in {PARAMS}": value for key, value in params.items() if stage_reads(stage, key)}
 
@@ -52,28 +48,27 @@ def stage_reads(stage: dict, key: str) -> bool:
     return any(isinstance(entry, dict) or f"{key}.".startswith(f"{entry}.") for entry in stage["params"])
 
 
-def _state(file: Path, status: os.stat_result) -> Any:
-    small = file.suffix in (".py", ".md", ".html", ".yaml") and status.st_size <= MAX_HASHED
-    return _hash(file, status.st_mtime_ns) if small else (status.st_size, status.st_mtime_ns)
-
-
-@functools.cache  # by time: an unchanged file is read once
-def _hash(file: Path, mtime_ns: int) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _state(file: Path) -> Any:
+    """Return the hash of code, and size and time of data, which may be large."""
+    if file.suffix in (".py", ".md", ".html", ".yaml"):
+        return hashlib.sha256(file.read_bytes()).digest()
+    return file.stat().st_size, file.stat().st_mtime_ns
 
 
 def is_ignored(path: Path) -> bool:
-    """Return whether ``.dvcignore`` excludes a file: hidden files, caches, editors' backups."""
-    return any(part[0] == "." or part == "__pycache__" for part in path.parts) or path.name.endswith(("~", ".swp"))
+    """Return whether ``.dvcignore`` excludes a file, or a folder that it is in: hidden, caches, editors' backups."""
+    return any(part[0] == "." or part == "__pycache__" or part.endswith(("~", ".swp")) for part in path.parts)
 
 
 def refuse_untracked(path: Path) -> None:
-    """Raise `UserError` if Git neither tracks nor ignores the file, or one in the folder."""
+    """Raise `UserError` if Git neither tracks nor ignores the file, or one in the folder, or trusts no such clone."""
     command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.partition("\n")[0]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except (OSError, ValueError):  # no Git, or no valid file name
         return
-    if found:
+    if "safe.directory" in result.stderr:  # another user's clone
+        raise UserError(f"{path}: Git says: {one_line(result.stderr)}")
+    if found := result.stdout.partition("\n")[0]:
         problem = f"{found}: not under version control, and an experiment would put it into Git"
         raise UserError(f"{problem}: `dvc add {path}`, or `git add {found}` if Git has the others")

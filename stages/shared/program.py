@@ -1,5 +1,6 @@
 """Run a program: report user errors in one line, and check at the end that its inputs are unchanged."""
 
+import atexit
 import functools
 import os
 import sys
@@ -36,6 +37,7 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
             for action in _on_success:
                 action()
             if "DVC_STAGE" in os.environ:
+                atexit._run_exitfuncs()  # matplotlib may have a temporary folder
                 os._exit(0)  # TensorFlow takes long to end; an edit meanwhile would go unnoticed
         except UserError as error:
             sys.exit(f"error: {error}{_how_to_undo(error)}")
@@ -57,7 +59,7 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
 
 def _how_to_undo(error: UserError) -> str:
     """Return the command that restores the committed settings: `dvc exp run -S` leaves a refused one in the file."""
-    temporary_copy = "exps" in Path.cwd().parts  # of `dvc exp run --temp`, thrown away
+    temporary_copy = "/.dvc/tmp/exps/" in Path.cwd().as_posix()  # of `dvc exp run --temp`, thrown away
     if not isinstance(error, SettingError) or temporary_copy or not Path("params.yaml").exists():
         return ""
     # touch: size and second may be unchanged, and Git trusts these.

@@ -1,6 +1,7 @@
 """Kills, full disks, concurrent runs, other environments: the next `dvc repro` ends with the same bytes."""
 
 import os
+import re
 import resource
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import yaml
 
 from counting import counted
-from repository import REPRO, RESULTS, STAGES, Repository, outputs, stages_run, wait_for
+from repository import REPRO, RESULTS, ROOT, STAGES, Repository, outputs, stages_run, wait_for
 
 
 def test_after_kills_and_full_disks_the_next_repro_ends_with_the_same_bytes(tmp_path):
@@ -91,6 +92,7 @@ def test_another_environment_changes_no_byte_and_keeps_no_temporary_file(repo, t
     temporary.mkdir()
     other = Repository(path)
     other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu", "TMPDIR": str(temporary)}
+    other.environment["XDG_CACHE_HOME"] = "/proc/none"  # which cannot be written
     core = {min(os.sched_getaffinity(0))}
     output = other.run(
         "sh", "-c", "yes >/dev/null & dvc repro; kill $!",
@@ -99,3 +101,8 @@ def test_another_environment_changes_no_byte_and_keeps_no_temporary_file(repo, t
     assert stages_run(output) == list(STAGES)
     assert other.bytes_of(*RESULTS) == repo.bytes_of(*RESULTS)
     assert not list(temporary.iterdir())
+    (temporary / "sitecustomize.py").write_text(re.search("^UTF8 := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1])
+    other.environment["PYTHONPATH"] = str(temporary)  # as `make setup` has every Python start
+    other.commit("First run")
+    other.dvc("exp", "run", "--temp", "-n", "in-a-copy", "-S", "finetune_fc.epochs=1")
+    assert "in-a-copy" in other.dvc("exp", "list", "--name-only")
