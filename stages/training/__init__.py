@@ -1,6 +1,7 @@
 """Model, feature cache, input pipeline, training and evaluation.
 
-Importing this imports Keras, with TensorFlow whatever a user's keras.json says.
+Importing this imports Keras with TensorFlow, and nothing from the user's keras.json or variables but the folder of
+downloads: KERAS_MAX_EPOCHS=1 would train one epoch where params.yaml says ten.
 """
 
 import gc
@@ -8,7 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "tensorflow"
+_users = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("KERAS_")}
+os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # TensorFlow prints on standard error how it was built and that there is no GPU, whatever the log level
@@ -18,7 +20,7 @@ with tempfile.TemporaryFile() as _unread:
     os.dup2(_unread.fileno(), 2)
     gc.disable()  # saves half a second of 2.6: the collector would walk objects that stay, again and again
     try:
-        import keras  # noqa: F401
+        import keras
         import tensorflow as tf
 
         if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
@@ -28,3 +30,4 @@ with tempfile.TemporaryFile() as _unread:
         gc.enable()
         os.dup2(_stderr, 2)
         os.close(_stderr)
+os.environ["KERAS_HOME"] = keras.src.backend.config._KERAS_DIR = _users.get("KERAS_HOME", str(Path.home() / ".keras"))

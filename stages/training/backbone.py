@@ -1,5 +1,6 @@
 """The base model: a network of ``keras.applications`` up to its pooled features."""
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -38,7 +39,8 @@ def _build(name: str, weights: Path | str, options: dict) -> keras.Model:
             count = len(model.weights)  # of a model with a head, the first ones
             model.set_weights(keras.models.load_model(weights, compile=False).get_weights()[:count])
         elif isinstance(weights, Path):
-            model.load_weights(weights)
+            with warnings.catch_warnings(action="ignore"):  # a long one for each layer of another network
+                model.load_weights(weights)
     except Exception as error:  # urllib, h5py and Keras raise nearly anything
         problem = one_line(error)
         if weights != "imagenet":

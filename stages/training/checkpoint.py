@@ -4,13 +4,11 @@ Keras's BackupAndRestore leaves out the states of random generators, the learnin
 """
 
 import hashlib
-import platform
 import random
 import re
 import shutil
 import time
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ import tensorflow as tf
 
 from stages.settings import Recipe
 from stages.shared.errors import UserError
-from stages.shared.npz import read_npz
+from stages.shared.npz import read_npz, write_npz
 from stages.shared.tasks import Task
+from stages.training.runtime import describe_environment
 
 FOLDER = Path(pooch.os_cache("transfer-learning-pipeline")) / "trainings"  # `dvc exp run --temp` loses its own folder
 CURVES = ("accuracy", "loss", "val_accuracy", "val_loss")
@@ -61,14 +60,16 @@ class Checkpoint(keras.callbacks.Callback):
         """Load the checkpoint of a compiled model, if there is a valid one."""
         self.stopping = stopping
         model.optimizer.build(model.trainable_variables)
-        keys = ["curves", "seconds", *(f"variable{i}" for i, _ in enumerate(_variables(model)))]
+        shapes = {"seconds": ()} | {f"variable{i}": variable.shape for i, variable in enumerate(_variables(model))}
         if stopping:
-            keys += ["stopping", *(f"best{i}" for i, _ in enumerate(model.weights))]
+            shapes |= {"stopping": (3,)} | {f"best{i}": weight.shape for i, weight in enumerate(model.weights)}
         with suppress(UserError):
-            self._saved = read_npz(self.path, tuple(keys))
-            self.curves = self._saved["curves"].tolist()
-            self._start -= float(self._saved["seconds"])
-            print(f"{self.stage}: resuming after epoch {len(self.curves)}")
+            saved = read_npz(self.path, ("curves", *shapes))
+            fits = all(saved[name].shape == tuple(shape) for name, shape in shapes.items())
+            if fits and saved["curves"].shape[1:] == (len(CURVES),):
+                self._saved, self.curves = saved, saved["curves"].tolist()
+                self._start -= float(saved["seconds"])
+                print(f"{self.stage}: resuming after epoch {len(self.curves)}")
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Restore the loaded state, once ``fit`` has reset the other callbacks."""
@@ -92,11 +93,8 @@ class Checkpoint(keras.callbacks.Callback):
         if self.stopping:
             state["stopping"] = [self.stopping.wait, self.stopping.best_epoch, self.stopping.best]
             state |= {f"best{i}": weights for i, weights in enumerate(self.stopping.best_weights)}
-        with suppress(OSError):  # a full disk must not end a training
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_name("unfinished.npz")
-            np.savez(unfinished, **state)
-            unfinished.replace(self.path)
+        with suppress(OSError, UserError):  # a full disk must not end a training
+            write_npz(self.path, {name: np.asarray(value) for name, value in state.items()})
         now = time.perf_counter()
         self._next = now + max(INTERVAL, MAX_SHARE * (now - start))
 
@@ -124,9 +122,8 @@ def _key(model: keras.Model, task: Task, recipe: Recipe, cached: bool) -> str:
         (recipe.model_dump(), cached),
         random.getstate(),  # as `configure` has seeded it
         [(array.shape, array.dtype) for array in arrays],
-        (platform.node(), platform.python_version(), *map(version, ("tensorflow", "keras", "numpy"))),
-        (tf.config.threading.get_intra_op_parallelism_threads(), tf.distribute.get_strategy().num_replicas_in_sync),
-        tf.config.list_logical_devices(),
+        describe_environment(tf.config.threading.get_intra_op_parallelism_threads()),
+        (tf.distribute.get_strategy().num_replicas_in_sync, tf.config.list_logical_devices()),
     ]
     found = hashlib.sha256(repr(context).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):

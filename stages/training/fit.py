@@ -1,5 +1,6 @@
 """Train a model on a task."""
 
+import math
 from typing import NamedTuple
 
 import keras
@@ -62,7 +63,7 @@ def fit(
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
-        steps_per_execution=8 if location is not None and devices == 1 else 1,
+        steps_per_execution=min(8, math.ceil(len(train.y) / recipe.batch_size)) if location and devices == 1 else 1,
     )
 
     # Resume from the checkpoint, if there is one; it is deleted once the stage has succeeded.

@@ -1,5 +1,6 @@
 """Build the network: the notebook's, or a backbone with the notebook's dense layers as its head."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from stages.shared.machine import memory_limit
 from stages.training.backbone import pooled_features
 
 NAME = "transfer"  # of every model
-LARGE = 20_000_000  # weights; the notebook's network has 1.6 million, on images of 96x96 17 million
 
 
 def build_model(
@@ -71,16 +71,14 @@ def _standardise(x_train: np.ndarray) -> keras.layers.Layer:
 def _check_size(image_shape: tuple[int, ...], classes: int, params: Model) -> None:
     """Check that the convolutions leave pixels to pool, and that the network fits into memory."""
     height, width, _ = image_shape
-    most = (min(height, width) - 2) // 2  # each takes a pixel from every side, and pooling needs two
-    if len(params.conv_filters) > most:
+    if len(params.conv_filters) > (most := (min(height, width) - 2) // 2):  # each takes a pixel from every side
         expected = f"at most {most} layers for images of {height}x{width} pixels"
         raise SettingError("model.conv_filters", params.conv_filters, expected)
-    border = 2 * len(params.conv_filters)
-    inputs = (height - border) // 2 * ((width - border) // 2) * params.conv_filters[-1]
+    pooled = [(side - 2 * len(params.conv_filters)) // 2 for side in (height, width)]
     # Bytes of the first dense layer, by far the largest: weights, gradients and the optimizer's means.
-    needed = 12 * inputs * [*params.dense_units, classes][0]
-    if needed > memory_limit():
-        expected = f"less than the memory, {memory_limit() / 1e9:,.1f} GB: smaller images, or fewer model.dense_units"
+    needed = 12 * math.prod(pooled) * params.conv_filters[-1] * [*params.dense_units, classes][0]
+    if needed > (memory := memory_limit()):
+        expected = f"less than the memory, {memory / 1e9:,.1f} GB: smaller images, or fewer model.dense_units"
         size = f"{needed / 1e9:,.1f} GB"
         raise UserError(f"the network for images of {height}x{width} pixels needs {size}, expected {expected}")
 
@@ -91,10 +89,3 @@ def replace_head(model: keras.Model, classes: int) -> keras.Model:
         return keras.Model(model.input, _output_layer(classes)(model.layers[-2].output), name=model.name)
     image = keras.Input(model.input_shape[1:], name="image")
     return keras.Sequential([image, *model.layers[:-1], _output_layer(classes)], name=model.name)
-
-
-def describe_size(model: keras.Model) -> str:
-    """Describe the network's size, with a warning if large images have made it large."""
-    count = model.count_params()
-    advice = "; smaller images (32 to 96 pixels) or fewer model.dense_units make it smaller" if count > LARGE else ""
-    return f"network: {count:,} weights, {4 * count / 1e6:,.1f} MB a model{advice}"

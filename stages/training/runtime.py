@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 
@@ -12,9 +13,15 @@ from stages.settings import Settings
 from stages.shared.errors import SettingError
 from stages.shared.machine import cpu, keep_freed_memory
 
+# Variables that choose other kernels or precisions, each tried or documented.
+CHANGES_BITS = re.compile(
+    r"(ONEDNN|DNNL)_\w+|XLA_FLAGS|NVIDIA_TF32_OVERRIDE"
+    r"|TF_(XLA_FLAGS|DETERMINISTIC_OPS|\w*(ONEDNN|CUDNN|CUBLAS|FP16|WINOGRAD)\w*)"
+)
+
 
 def configure(params: Settings) -> int:
-    """Set the seed, the number of threads, the precision and Keras's defaults; return the number of threads."""
+    """Set the seed, the number of threads and the precision; return the number of threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = params.threads or cores
     keep_freed_memory()
@@ -22,8 +29,6 @@ def configure(params: Settings) -> int:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     if tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()  # a CPU gives the same bits without
-    keras.config.set_floatx("float32")  # a user's keras.json may say otherwise
-    keras.config.set_image_data_format("channels_last")
     keras.config.set_dtype_policy(params.precision)
     keras.utils.set_random_seed(params.seed)
     return threads
@@ -44,8 +49,9 @@ def device_scope(count: int) -> AbstractContextManager:
 
 
 def describe_environment(threads: int) -> dict[str, str | int]:
-    """Describe the machine and the versions that the bits of a result depend on."""
-    name, instruction_set = cpu()
-    versions = {package: version(package) for package in ("tensorflow", "keras", "numpy")}
-    python = platform.python_version()
-    return {"cpu": name, "instruction_set": instruction_set, "threads": threads, "python": python, **versions}
+    """Describe the machine, the versions and the variables that the bits of a result depend on."""
+    cpu_name, instruction_set = cpu()
+    versions = {"python": platform.python_version()}
+    versions |= {package: version(package) for package in ("tensorflow", "keras", "numpy")}
+    variables = {name: os.environ[name] for name in sorted(os.environ) if CHANGES_BITS.fullmatch(name)}
+    return {"cpu": cpu_name, "instruction_set": instruction_set, "threads": threads, **versions, **variables}

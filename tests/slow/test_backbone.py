@@ -119,7 +119,7 @@ def test_imagenet_weights_come_from_keras_and_a_failed_download_is_explained(par
     assert all(map(np.array_equal, build().get_weights()[: len(own.weights)], own.get_weights()))
 
 
-def test_layers_match_by_prefix_and_what_does_not_fit_is_refused_in_one_line(params, tiny_dataset, tmp_path):
+def test_layers_match_by_prefix_and_what_does_not_fit_is_refused_in_one_line(params, tiny_dataset, tmp_path, recwarn):
     settings = params(**{"model.backbone": "MobileNetV3Small"})
     reference("EfficientNetV2B0").save_weights(other := tmp_path / "other.weights.h5")
     build = functools.partial(build_model, classes=2, params=settings.model, x_train=tiny_dataset["x_test"])
@@ -137,3 +137,4 @@ def test_layers_match_by_prefix_and_what_does_not_fit_is_refused_in_one_line(par
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^{message}$"):
             wrong()
+    assert not [warning for warning in recwarn if "Skipping" in str(warning.message)]

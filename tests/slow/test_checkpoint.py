@@ -1,6 +1,7 @@
 """Interrupted training resumes where it was, and ends with the bytes of an undisturbed one."""
 
 import os
+import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from stages.shared.files import MODELS, read_json, stage_folder, timing_file
 from stages.shared.tasks import Split, read_task
-from stages.training import checkpoint, model_files
+from stages.training import checkpoint, model_files, runtime
 from stages.training.checkpoint import Checkpoint
 from stages.training.model import build_model
 from stages.training.runtime import configure
@@ -80,16 +81,26 @@ def test_interrupted_stage_ends_with_the_bytes_of_an_undisturbed_one(
     assert list(checkpoint.FOLDER.iterdir()) == []
 
 
-def test_damaged_checkpoint_is_not_resumed(tiny, tasks, train, capsys):
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def reshape(file: Path) -> None:
+    arrays = dict(np.load(file))
+    np.savez(file, **(arrays | {"variable0": arrays["variable0"][..., :1]}))
+
+
+@pytest.mark.parametrize("damage", [truncate, reshape])
+def test_damaged_checkpoint_is_not_resumed(tiny, tasks, train, capsys, damage):
     model, _ = train(tiny, tasks["source"])
     (left,) = checkpoint.FOLDER.glob("*/*")  # a stage deletes it once its outputs are saved
-    left.write_bytes(left.read_bytes()[:-100])
+    damage(left)
     again, _ = train(tiny, tasks["source"])
     assert "resuming" not in capsys.readouterr().out
     assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
 
 
-def test_checkpoint_of_another_setting_or_image_is_not_resumed(params, tasks):
+def test_checkpoint_of_another_setting_image_or_kernel_is_not_resumed(params, tasks, monkeypatch):
     def path(task=tasks["source"], **changes):
         before = params().by_key()
         settings = params(**changes)
@@ -103,8 +114,15 @@ def test_checkpoint_of_another_setting_or_image_is_not_resumed(params, tasks):
     other[0, 0, 0, 0] ^= 1
     changed_image = replace(tasks["source"], test=Split(other, tasks["source"].test.y))
     paths = [path(), path(changed_image), *(path(**{key: value}) for key, value in changes.items())]
-    assert len(set(paths)) == 2 + len(changes)
+    monkeypatch.setattr(platform, "node", lambda: "another host")
     assert path() == paths[0]
+    for name in ("TF_ENABLE_ONEDNN_OPTS", "TF_XLA_FLAGS", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "0")
+            paths.append(path())
+            assert runtime.describe_environment(1)[name] == "0"
+    monkeypatch.setattr(runtime, "cpu", lambda: ("another CPU", "x86_64"))
+    assert len({*paths, path()}) == len(paths) + 1
 
 
 def test_only_expired_checkpoints_are_deleted_with_ones_own(tmp_path, configured):

@@ -1,5 +1,8 @@
 """Training: feature cache, early stopping, class weights, schedule, augmentation, devices, image order."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -8,6 +11,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from repository import ROOT
 from stages.settings import Recipe
 from stages.shared.files import MODELS
 from stages.shared.tasks import Split, read_task
@@ -39,7 +43,9 @@ def test_training_on_cached_features_gives_the_same_model(
         ({"feature_disk": 0}, "pretrain: computing features of 150 images (0 MB) in every epoch, which is slow: "),
     ):
         model, history = train(params(precision=precision, **limits), tasks["target"], ["fc2", "output"])
-        assert capsys.readouterr().out.count(message) == 1
+        output = capsys.readouterr().out
+        assert output.count(message) == 1
+        assert "8/7" not in output  # steps, in the progress bar
         curves.append(history.curves)
         weights.append(model.get_weights())
     # Of training and test images, once, up to the layer before dropout1, which is random.
@@ -122,6 +128,15 @@ def test_training_that_is_impossible_or_diverges_ends_in_one_line(params, tasks,
     with pytest.raises(SystemExit, match=rf"^error: {message}[^\n]*$"):
         run(stage)
     assert not list(MODELS.glob("*.keras"))
+
+
+def test_nothing_but_the_folder_of_downloads_is_taken_from_the_users_keras_configuration(tmp_path):
+    (tmp_path / "keras.json").write_text("[]")
+    limits = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1"}
+    names = "config.max_epochs(), config.max_steps_per_epoch(), config.keras_home()"
+    code = f"import stages.training; from keras.src.backend import config; print({names})"
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=os.environ | limits, text=True)
+    assert found == f"None None {tmp_path}\n"
 
 
 def test_threads_are_one_per_usable_core_by_default(tiny, monkeypatch):

@@ -13,7 +13,7 @@ from stages.shared.errors import UserError
 from stages.shared.files import MODELS, read_json
 from stages.shared.program import program
 from stages.training import model_files
-from stages.training.model import build_model, describe_size
+from stages.training.model import build_model
 
 pytestmark = pytest.mark.usefixtures("configured")
 
@@ -50,13 +50,6 @@ def test_more_convolutions_than_the_images_have_room_for_are_refused(build):
     build(**{"model.conv_filters": [4, 4, 4]})
     with pytest.raises(UserError, match=r"model\.conv_filters: was \[4, 4, 4, 4\], expected at most 3 layers"):
         build(**{"model.conv_filters": [4, 4, 4, 4]})
-
-
-@pytest.mark.parametrize(("side", "size"), [(32, "1,633,733 weights, 6.5 MB"), (112, "23,915,973 weights, 95.7 MB")])
-def test_size_of_the_network_is_printed_with_advice_if_it_is_large(side, size):
-    text = describe_size(build_model((side, side, 3), 5, Settings().model, np.zeros((1, side, side, 3), np.uint8)))
-    assert text.startswith(f"network: {size} a model")
-    assert ("smaller images" in text) == (side == 112)
 
 
 def test_too_little_memory_is_reported_in_one_line(images):
