@@ -12,8 +12,8 @@ from stages.shared.errors import UserError
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
 REPORTS = Path("reports")
-# DVC trusts write-protected files in its cache.
-HOW_TO_RESTORE = "`chmod -R u+w .dvc/cache/files` makes DVC check its copies, then `dvc repro`"
+# DVC trusts files in its cache that are write-protected, or as old as it knows them, as it does in the workspace.
+HOW_TO_RESTORE = "delete it, type `find .dvc/cache/files -exec chmod u+w {} + -exec touch {} +`, then `dvc repro`"
 
 
 def stage_folder(stage: str) -> Path:
