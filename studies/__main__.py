@@ -36,9 +36,11 @@ def main() -> None:
     """Run the missing experiments of a plan, then write the page."""
     options = parse_arguments()
     study = plan.load(options.plan, options.changes)
+    if options.workers < 1:
+        raise UserError(f"--workers: was {options.workers}, expected 1 or more")
     wanted = experiments.expand(study, options.plan.stem)
     scheduler = {key: value for key in ("address", "scheduler_file") if (value := vars(options)[key])}
-    base = repository.prepare_base(remote_workers=bool(scheduler))
+    base = repository.prepare_base(wanted, remote_workers=bool(scheduler))
     try:
         with cluster.connect(scheduler, options.workers) as client:
             done, failed = runner.Study(client, base, wanted, options.retry).run()

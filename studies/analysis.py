@@ -4,7 +4,6 @@ import itertools
 from functools import cache
 from io import StringIO
 
-import dvc.api
 import numpy as np
 import pandas as pd
 from dvc.exceptions import DvcException
@@ -15,7 +14,7 @@ from stages.shared.errors import UserError
 from stages.shared.files import stage_folder
 from studies.experiments import experiment_name
 from studies.plan import Choice, Plan, Question
-from studies.repository import Experiment
+from studies.repository import Experiment, files_at
 
 EXACT = 2**16  # sign flips: all of them up to 16 seeds, a random sample of this size above
 LEVEL = 0.05  # of significance
@@ -28,26 +27,16 @@ def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame
     Columns: model, images (per class), seed, experiment, rev, stage, accuracy (test), validation (accuracy; NaN without
     validation images), seconds (of training, including pretraining).
     """
-    rows = []
+    rows, names = [], {name.rpartition("_")[0]: name for name in done}
     for (name, model), images, seed in itertools.product(plan.named_models.items(), plan.images_per_class, plan.seeds):
-        experiment = experiment_name(study, model.run, images, seed)
-        if experiment not in done:
+        if (experiment := names.get(experiment_name(study, model.run, images, seed))) is None:
             continue
-        metrics = done[experiment].metrics
-        rows.append(
-            {
-                "model": name,
-                "images": images,
-                "seed": seed,
-                "experiment": experiment,
-                "rev": done[experiment].rev,
-                "stage": model.stage,
-                "accuracy": metrics[model.stage]["test_accuracy"],
-                "validation": metrics[model.stage]["validation_accuracy"],
-                "seconds": sum(metrics[stage]["train_seconds"] for stage in {"pretrain", model.stage}),
-            }
-        )
-    table = pd.DataFrame(rows)
+        rev, metrics = done[experiment].rev, done[experiment].metrics
+        accuracies = [metrics[model.stage][f"{part}_accuracy"] for part in ("test", "validation")]
+        seconds = sum(metrics[stage]["train_seconds"] for stage in {"pretrain", model.stage})
+        rows.append([name, images, seed, experiment, rev, model.stage, *accuracies, seconds])
+    columns = ["model", "images", "seed", "experiment", "rev", "stage", "accuracy", "validation", "seconds"]
+    table = pd.DataFrame(rows, columns=columns)
     asked = [choice for choice in plan.choices if choice.choose in plan.asked]
     return pd.concat([table, *(_chosen_rows(table, choice) for choice in asked)], ignore_index=True)
 
@@ -113,7 +102,8 @@ def read_output(experiment: str, rev: str, stage: str, name: str) -> str:
     """Read a file of a stage from an experiment; raise `UserError` if it is not in DVC's cache."""
     path = (stage_folder(stage) / name).as_posix()
     try:
-        return dvc.api.read(path, rev=rev, encoding="utf-8")
+        files, folder = files_at(rev)
+        return files.read_text(folder + path, encoding="utf-8")
     except (OSError, DvcException):
         raise UserError(
             f"{experiment}: {path} is not in DVC's cache; `dvc exp remove {experiment}`, then run the study again"

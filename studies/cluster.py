@@ -13,7 +13,7 @@ from distributed.client import FuturesCancelledError
 
 from stages.shared.errors import UserError, one_line
 
-FOLDER = Path(".dvc/tmp/studies")  # clones, and for each experiment NAME.log (output), NAME.failed (reason)
+FOLDER = Path(".dvc/tmp/studies")  # clones, and for each experiment NAME.log (output), KEY.failed (reason)
 
 
 @contextmanager

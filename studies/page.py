@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ def _rows(table: pd.DataFrame) -> list[dict]:
     return table.reset_index().to_dict("records")
 
 
+def code(text: object) -> str:
+    """Return text as a Markdown code span, with a longer fence than its backticks."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", str(text))), default=0))
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
 def render(plan: Plan, table: pd.DataFrame, **values: Any) -> str:
     """Render the page as Markdown, without times, so that a rerun writes the same page.
 
@@ -91,7 +98,8 @@ def render(plan: Plan, table: pd.DataFrame, **values: Any) -> str:
         loader=PackageLoader("studies"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"escape_markdown": escape_markdown, "json": lambda v: json.dumps(v, ensure_ascii=False)}
+    environment.filters |= {"escape_markdown": escape_markdown, "code": code}
+    environment.filters |= {"json": lambda v: json.dumps(v, ensure_ascii=False)}
     environment.tests["nan"] = math.isnan
     answers = analysis.compare_all(table, plan.questions)
     return environment.get_template("page.md").render(

@@ -91,7 +91,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> Plan:
 
     Raises `UserError` if the file is missing or invalid, or if the plan itself varies a setting to override.
     """
-    if not re.fullmatch(r"[A-Za-z0-9-]+", path.stem):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", path.stem):
         raise UserError(f"{path}: expected a file name of letters, digits and hyphens: it names the experiments")
     try:
         plan = Plan.model_validate(read_yaml(path, "a study's plan, such as studies/mnist.yaml"))
@@ -102,7 +102,7 @@ def load(path: Path, changes: Iterable[str] = ()) -> Plan:
         if "${" in repr(value):
             raise UserError(f"{path}: {key}: was {short_repr(value)}, expected plain values: ${{...}} may be a secret")
     page = Path(plan.page)
-    if page.exists() and "To write this page again: `python -m studies" not in page.read_text(errors="replace"):
+    if page.exists() and "To write this page again: `" not in page.read_text(errors="replace"):
         raise UserError(f"{path}: page: {page} is there and no study's page, expected a new file, as reports/study.md")
     varied = {"seed"}.union(*plan.images_per_class.values(), *plan.runs.values())
     if refused := sorted(varied & set(overrides)):

@@ -16,8 +16,7 @@ from distributed import Client, Future, KilledWorker, fire_and_forget, wait
 from stages.shared.errors import UserError, one_line
 from studies import worker
 from studies.cluster import FOLDER
-from studies.dependencies import find_dependencies
-from studies.experiments import overrides
+from studies.experiments import find_dependencies, overrides
 from studies.plan import FlatSettings
 from studies.repository import Experiment, completed_experiments
 from studies.worker import Base, Outcome
@@ -61,13 +60,12 @@ class Study:
             for future in ended:
                 self._finish(future)
         completed = completed_experiments(self.base, self.wanted)
-        return {name: completed[name] for name in self.wanted if name in completed}, self.failed
+        return completed, {n: self.failed.get(n, "its experiment is gone") for n in self.wanted if n not in completed}
 
     def _read_failures(self) -> dict[str, str]:
-        """Read the reasons of earlier failures with the same settings."""
-        texts = {name: _file(name, "failed").read_text() for name in self.wanted if _file(name, "failed").exists()}
-        parts = {name: text.split("\n", 1) for name, text in texts.items()}
-        return {name: reason for name, (key, reason) in parts.items() if key == self.key[name]}
+        """Read the reasons of earlier failures at the same commit."""
+        paths = {name: _file(key, "failed") for name, key in self.key.items()}
+        return {name: path.read_text() for name, path in paths.items() if path.exists()}
 
     def _log(self, event: tuple) -> None:
         """Append a line of an experiment's output to its log."""
@@ -94,12 +92,12 @@ class Study:
         for address in usable:
             unfinished = {*self.waiting, *(name for name, _ in self.running.values())}
             ready = (name for name in self.waiting if self._may_run(name, address, unfinished, cpus))
-            for name in list(islice(ready, max(0, workers[address]["nthreads"] - tasks[address]))):
+            for name in list(islice(ready, max(0, workers[address] - tasks[address]))):
                 self._start(name, address, f"{self.key[name]}-{uuid.uuid4()}")  # an old key may wait for a dead worker
 
-    def _find_workers(self) -> dict[str, dict]:
-        """Return the workers by address, new ones identified; raise `UserError` if none of them is usable."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+    def _find_workers(self) -> dict[str, int]:
+        """Return threads by worker's address, new ones identified; raise `UserError` if no worker is usable."""
+        workers = self.client.nthreads()  # not scheduler_info(): Dask's client refreshes that without workers meanwhile
         if new := [address for address in workers if address not in self.machines]:
             answers = self.client.run(worker.identify_machine, workers=new, on_error="return")
             self.machines |= {a: found if isinstance(found, tuple) else ("", a) for a, found in answers.items()}
@@ -132,7 +130,7 @@ class Study:
         self.running[future] = name, address
         if address in self.machines:
             self.cpu_of_seed.setdefault(self.wanted[name]["seed"], self.machines[address][0])
-        _file(name, "failed").unlink(missing_ok=True)
+        _file(self.key[name], "failed").unlink(missing_ok=True)
         if not self.attempts[name]:
             _file(name, "log").unlink(missing_ok=True)
 
@@ -144,10 +142,10 @@ class Study:
             outcome = future.result()
         elif future.status == "error" and not isinstance(future.exception(), KilledWorker):
             outcome = Outcome("unusable", f"{address}: {one_line(future.exception())}")
-        self.attempts[name] += outcome.status == "interrupted"
+        self.attempts[name] += outcome.status != "unusable"
         if outcome.status == "failed" or self.attempts[name] == ATTEMPTS:
             self.failed[name] = outcome.reason
-            _file(name, "failed").write_text(f"{self.key[name]}\n{outcome.reason}")
+            _file(self.key[name], "failed").write_text(outcome.reason)
         elif outcome.status != "done":
             print(f"repeating {name}: {outcome.reason}", flush=True)
             self.waiting.insert(0, name)

@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,7 @@ import dask.config
 import pooch
 from distributed import get_worker
 
+from stages.shared.errors import one_line
 from stages.shared.machine import cpu
 
 TOPIC = "transfer-learning-study"  # Dask events [experiment, line of output]
@@ -30,6 +31,12 @@ DVC = (
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, 9)\n"
     "sys.argv[0] = 'dvc'; runpy.run_module('dvc', run_name='__main__')",
 )  # fmt: skip
+WRITE = """import dvc.repo, uuid  # fails if DVC's remote cannot be written
+remote = dvc.repo.Repo().cloud.get_remote()
+path = remote.fs.join(remote.path, f"check-{uuid.uuid4()}")
+remote.fs.makedirs(remote.path, exist_ok=True)
+remote.fs.pipe_file(path, b"check")
+remote.fs.rm_file(path)"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Base:
     """The commit that a study's experiments start from, and the repository to clone and to push refs to."""
 
     git: str
+    folder: str  # of dvc.yaml in the repository; "" at its top
     commit: str
     committer: str
     email: str
@@ -80,7 +88,7 @@ def run_experiment(base: Base, name: str, overrides: list[str], push_pretraining
         clone = _Clone(base, name, Path(folder))
         status: Status = "unusable"
         try:
-            if clone.try_git("ls-remote", "--exit-code", base.git, ref):
+            if clone.call("git", "ls-remote", "--exit-code", base.git, ref, check=False):
                 return Outcome("done")
             clone.create()
             status = "failed"
@@ -91,8 +99,8 @@ def run_experiment(base: Base, name: str, overrides: list[str], push_pretraining
             status = "interrupted"
             if remote:
                 clone.call(*DVC, "push", "--run-cache")
-            clone.try_git("push", "--quiet", f"--force-with-lease={ref}:", "origin", f"{ref}:{ref}")  # or it exists
-            clone.call("git", "ls-remote", "--exit-code", "origin", ref)
+            if not clone.call("git", "ls-remote", "--exit-code", "origin", ref, check=False):  # no other was first
+                clone.call("git", "push", "--quiet", f"--force-with-lease={ref}:", "origin", f"{ref}:{ref}")
         except CommandError as error:
             if KILLED.search(str(error)):
                 status = "interrupted"
@@ -104,7 +112,7 @@ class _Clone:
     """A temporary clone of the repository for one experiment."""
 
     def __init__(self, base: Base, name: str, folder: Path):
-        self.base, self.name, self.path = base, name, folder / "clone"
+        self.base, self.name, self.top, self.path = base, name, folder / "clone", folder / "clone" / base.folder
         set_by_dask = dask.config.get("distributed.nanny.pre-spawn-environ")  # thread counts, which change results
         inherited = {key: value for key, value in os.environ.items() if str(set_by_dask.get(key)) != value}
         self.environment = inherited | {
@@ -116,25 +124,21 @@ class _Clone:
         }  # fmt: skip
 
     def create(self) -> None:
-        """Clone the commit, and check that DVC's remote can be reached."""
-        self.call("git", "clone", "--quiet", "--no-checkout", self.base.git, str(self.path))
-        self.call("git", "checkout", "--quiet", "--detach", self.base.commit)
+        """Clone the commit, and check that a remote worker can write to both remotes."""
+        self.call("git", "clone", "--quiet", "--no-checkout", self.base.git, str(self.top))
+        self.call("git", "-C", str(self.top), "checkout", "--quiet", "--detach", self.base.commit)
+        if (self.top / ".git/shallow").exists():
+            raise CommandError(f"{self.base.git} is shallow, DVC loses its experiments; type `git fetch --unshallow`")
         config = f'[cache]\n    dir = "{self.base.cache or CACHE}"\n    type = "reflink,hardlink,copy"\n'
         (self.path / ".dvc/config.local").write_text(config)
         if not self.base.cache:
-            self.call(*DVC, "status", "--cloud")
+            self.call("git", "push", "--quiet", "--dry-run", "origin", f"{self.base.commit}:refs/exps/check")
+            self.call(sys.executable, "-c", WRITE)
 
-    def try_git(self, *arguments: str) -> bool:
-        """Run a ``git`` command and return whether it succeeds."""
-        with suppress(CommandError):
-            self.call("git", *arguments)
-            return True
-        return False
-
-    def call(self, *command: str) -> None:
-        """Run a command and send its output to the scheduler; raise `CommandError` if it fails."""
+    def call(self, *command: str, check: bool = True) -> bool:
+        """Run a command, send its output to the scheduler, return whether it succeeds; `check`: else `CommandError`."""
         process = subprocess.Popen(
-            command, cwd=self.path if self.path.exists() else self.path.parent, env=self.environment,
+            command, cwd=self.path if self.path.exists() else self.top.parent, env=self.environment,
             text=True, errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert process.stdout
@@ -143,13 +147,16 @@ class _Clone:
             if "\x1b" not in line:  # a progress bar
                 lines.append(line)
                 get_worker().log_event(TOPIC, [self.name, line])
-        if process.wait():
-            raise CommandError(_find_reason(lines) or f"{command[0]}: exit code {process.returncode}")
+        if process.wait() and check:
+            raise CommandError(find_reason(command, lines))
+        return process.returncode == 0
 
 
-def _find_reason(lines: list[str]) -> str:
+def find_reason(command: Sequence[str], lines: list[str]) -> str:
     """Find the line that explains a failure: a signal, a stage's error, the end of a traceback, DVC's error."""
+    if command[0] == "git":  # prints nothing else, and a server's reason may be in any line
+        return one_line(f"git: {' '.join(lines) or 'no message'}")
     for pattern in (KILLED.pattern, "^error: ", r"^[\w.]+(Error|Exception|Exit): ", "^ERROR: "):
         if found := [line for line in lines if re.search(pattern, line)]:
             return found[0]
-    return lines[-1] if lines else ""
+    return lines[-1] if lines else "no message"

@@ -1,17 +1,25 @@
 """Studies without their runs: plans, the experiments they ask for, and the conclusions of their pages."""
 
+import json
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from distributed import Client
 
 from repository import ROOT
 from stages.settings import Settings
 from stages.shared.errors import UserError
 from stages.shared.yaml_files import parse_yaml
-from studies import analysis, charts, dependencies, experiments, page, plan
+from studies import __main__, analysis, charts, experiments, page, plan, repository, runner
+from studies.cluster import FOLDER
 from studies.plan import Plan, Question
 from studies.repository import Experiment
+from studies.worker import Base, Outcome
 
 PLANS = {path.stem: parse_yaml(path.read_text()) for path in sorted(ROOT.glob("studies/*.yaml"))}
 MNIST = PLANS["mnist"]
@@ -24,13 +32,14 @@ RUNS = {"count": 6, "commit": "a", "dataset": "x.npz", "test_images": [500], "ch
 
 @pytest.fixture
 def expand(tmp_path, monkeypatch):
-    """Expand a plan into experiments, named plan_..., where the default settings are committed."""
+    """Expand a plan into experiments, named plan_... without a hash, where the default settings are committed."""
 
     def expand(content: dict, *changes: str) -> dict:
         monkeypatch.setattr(experiments, "committed_settings", lambda: Settings().by_key())
         path = tmp_path / "plan.yaml"
         path.write_text(yaml.safe_dump(content))
-        return experiments.expand(plan.load(path, changes), "plan")
+        expanded = experiments.expand(plan.load(path, changes), "plan")
+        return {name.rpartition("_")[0]: settings for name, settings in expanded.items()}  # without hashes
 
     return expand
 
@@ -71,6 +80,7 @@ def test_the_plans_of_the_repository_are_valid_and_their_models_look_different(c
             "${oc.env:T}'}, expected plain values",
         ),
         ({"page": "/etc/page.md"}, "page: was '/etc/page.md', expected"),
+        ({"page": ".md"}, "page: was '.md', expected"),
         ({"page": "reports/../README.md"}, "page: was 'reports/../README.md', expected"),
         ({"page": "docs/studies.md"}, "docs/studies.md is there and no study's page"),
     ],
@@ -94,6 +104,8 @@ def test_settings_given_with_the_command_override_the_plans(expand):
     ):
         with pytest.raises(UserError, match=message):
             expand(MNIST, change)
+    with pytest.raises(UserError, match=r"--help.yaml: expected a file name"):
+        plan.load(Path("--help.yaml"))
 
 
 def test_an_experiment_waits_for_the_first_with_a_training_that_it_shares(expand, monkeypatch):
@@ -101,7 +113,7 @@ def test_an_experiment_waits_for_the_first_with_a_training_that_it_shares(expand
     runs = {"a": {}, "b": {"finetune_fc.epochs": 3}, "c": {"pretrain.epochs": 0}, "d": {"finetune_fc.epochs": 3}}
     sizes = {n: {"data.target_per_class": n} for n in (20, 30)}
     study = MNIST | {"runs": runs | MNIST["runs"], "images_per_class": sizes, "seeds": [1]}
-    waits_for, first_pretrainings = dependencies.find_dependencies(expand(study))
+    waits_for, first_pretrainings = experiments.find_dependencies(expand(study))
     assert waits_for["plan_a_20_s1"] == waits_for["plan_c_20_s1"] == set()
     assert waits_for["plan_b_20_s1"] == {"plan_a_20_s1"}  # pretrain, finetune_output
     assert waits_for["plan_d_20_s1"] == {"plan_a_20_s1", "plan_b_20_s1"}  # and finetune_fc
@@ -167,7 +179,9 @@ def test_a_question_about_a_choice_compares_the_model_chosen_at_each_number_of_i
         ("random", 30): {"finetune_output": random, "finetune_fc": random},
     }
     done = {
-        experiments.experiment_name("x", *run, seed): Experiment("0", {"pretrain": {"train_seconds": 2}} | metrics)
+        f"{experiments.experiment_name('x', *run, seed)}_a1b2c3": Experiment(
+            "0", {"pretrain": {"train_seconds": 2}} | metrics
+        )
         for run, metrics in trained.items()
         for seed in study.seeds
     }
@@ -206,7 +220,55 @@ def test_pairs_of_runs_from_different_machines_are_named():
 
 
 def test_a_page_of_too_few_runs_says_so():
-    text = render(STUDY, table_of({OUTPUT: [0.1, 0.2, 0.9]}))
+    text = render(STUDY.model_copy(update={"title": "![a](b)"}), table_of({OUTPUT: [0.1, 0.2, 0.9]}))
+    assert text.startswith("# \\!\\[a\\](b)\n")
+    assert page.code("`x``") == "``` `x`` ```"
     assert text.count("no runs.") == 3
     assert "No seed has runs of all candidates" in text
     assert "nan" not in text + render(STUDY, table_of({name: [0.1] for name in STUDY.named_models}))
+
+
+METRICS = json.dumps({stage: {"test_accuracy": 0.5} for stage in ("pretrain", "finetune_output", "finetune_fc")})
+DETAILS = METRICS.replace('"test_accuracy": 0.5', '"validation_accuracy": null, "train_seconds": 1.0')
+BASE, WANTED = Base(".", "", "0" * 40, "a", "a@example.org", cache="cache"), {"a_run": Settings().by_key()}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("reports/metrics.json", "{x", "reports/metrics.json: Invalid JSON"),
+        ("reports/metrics.json", METRICS.replace("0.5", "99", 1), "pretrain.test_accuracy: was 99, expected"),
+        ("reports/details.json", DETAILS.replace("finetune_fc", "other"), "finetune_fc: was missing"),
+        ("params.yaml", "a: &x 1\nb: *x", "params.yaml: no valid YAML in commit 123: line 2: an alias"),
+        ("params.yaml", "text", "params.yaml: no valid YAML"),
+        ("params.yaml", "seed: 2", "params.yaml has other settings"),
+    ],
+)
+def test_a_damaged_experiment_is_refused_by_its_name(file, content, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    files = {"params.yaml": yaml.safe_dump(Settings().model_dump())}
+    files |= {"reports/metrics.json": METRICS, "reports/details.json": DETAILS}
+    git = {f"123:./{name}": name for name in files}  # all other commands list the experiments
+    monkeypatch.setattr(repository, "_git", lambda *words, hint="": files.get(git.get(words[-1]), "a_run 123"))
+    assert repository.completed_experiments(BASE, WANTED)["a_run"].metrics["pretrain"]["test_accuracy"] == 0.5
+    files[file] = content
+    with pytest.raises(UserError, match=f"a_run: .*{message}.*dvc exp remove a_run"):
+        repository.completed_experiments(BASE, WANTED)
+
+
+@pytest.mark.parametrize("status", ["done", "of another version"])
+def test_a_run_without_an_experiment_is_named_as_failed(status, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    FOLDER.mkdir(parents=True)
+    monkeypatch.setattr(runner, "completed_experiments", lambda base, wanted: {})
+    monkeypatch.setattr(runner.worker, "run_experiment", lambda *arguments: Outcome(status, "why"))
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+        done, failed = runner.Study(client, BASE, WANTED, retry=False).run()
+    assert (done, list(failed)) == ({}, ["a_run"])
+
+
+def test_fewer_workers_than_one_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["studies", "studies/mnist.yaml", "--workers", "-3"])
+    with pytest.raises(SystemExit, match="error: --workers: was -3, expected 1 or more"):
+        __main__.main()

@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from distributed import Client
 
 from repository import ROOT, Repository, wait_for
+from studies import worker
 from studies.cluster import connect
 
 COMMAND = (sys.executable, "-m", "studies", "studies/tiny.yaml")
@@ -47,6 +49,11 @@ def processes_in(folder: Path, argument: str = "") -> list[psutil.Process]:
     return found
 
 
+def logs(repo: Repository) -> list[str]:
+    """Read what the experiments named `NAME` have printed."""
+    return [path.read_text() for path in repo.path.glob(f".dvc/tmp/studies/{NAME}_*.log")]
+
+
 def test_uncommitted_code_and_a_cluster_without_a_git_remote_are_refused(repo):
     repo.run("cp", "stages/prepare.py", "stages/report.py")
     output = repo.run(*COMMAND, check=False)
@@ -60,8 +67,7 @@ def test_a_killed_study_resumes_and_writes_the_same_page_while_the_user_edits(re
     readme.write_text("edited\n")
     started, log = repo.start(*COMMAND)
     wait_for("running: tiny_", started, log)
-    printed = repo.path / f".dvc/tmp/studies/{NAME}.log"
-    while not printed.exists() or "Epoch 1/" not in printed.read_text().partition("stage 'finetune_output'")[2]:
+    while not any("Epoch 1/" in text.partition("stage 'finetune_output'")[2] for text in logs(repo)):
         time.sleep(0.1)
     started.kill()
     started.wait()
@@ -71,23 +77,37 @@ def test_a_killed_study_resumes_and_writes_the_same_page_while_the_user_edits(re
     assert "1 of 2 ended" in repo.run(*COMMAND)
     page = (repo.path / PAGE).read_text()
     assert "ended" not in repo.run(*COMMAND)  # nothing was left to do
-    assert NAME in repo.dvc("exp", "show", "--csv")
+    name = re.search(rf"{NAME}_\w+", repo.dvc("exp", "show", "--csv"))[0]
     assert repo.run("git", "status", "--short", "--untracked-files=no") == " M README.md\n"
     assert readme.read_text() == "edited\n"
 
-    repo.dvc("exp", "remove", NAME)
+    repo.dvc("exp", "remove", name)
     assert "1 of 2 ended" in repo.run(*COMMAND)
     assert (repo.path / PAGE).read_text() == page
-    assert "is cached - skipping run" in printed.read_text()
+    assert any("is cached - skipping run" in text for text in logs(repo))
 
 
-def test_other_settings_replace_an_experiment_and_a_failed_one_is_named_and_repeated_only_on_request(repo):
+def test_a_failed_experiment_is_named_and_repeated_only_on_request(repo):
     failing = (*COMMAND, "-S", "data.source_classes=[0, 70]")
     output = repo.run(*failing, check=False)
-    assert f"repeating {NAME}: its settings differ" in output
-    assert f"{NAME}: error: params.yaml: data.source_classes: was 70" in output
+    assert re.search(rf"{NAME}_\w+: error: params.yaml: data.source_classes: was 70", output)
     assert "running" not in repo.run(*failing, check=False)
     assert "running" in repo.run(*failing, "--retry", check=False)
+    assert repo.run("git", "for-each-ref", "refs/exps").count("/tiny_") == 2  # those of the plan itself stay
+
+
+def test_a_study_runs_in_a_folder_of_its_repository_and_refuses_missing_data_and_a_shallow_clone(tmp_path):
+    (tmp_path / "top").mkdir()
+    repo = with_plan(tmp_path / "top/vision")
+    repo.run("sh", "-c", "rm -rf .git; git init -q ..; echo 'home*' > ../.gitignore")
+    repo.commit("A folder")
+    missing = "data.path: was 'data/raw/none.npz', expected a path that the last commit has"
+    assert missing in repo.run(*COMMAND, "-S", "data.path=data/raw/none.npz", check=False)
+    repo.run(*COMMAND)
+    assert "2 experiments" in (repo.path / PAGE).read_text()
+    repo.run("sh", "-c", "git rev-parse HEAD > ../.git/shallow")
+    refused = repo.run(*COMMAND, check=False)
+    assert refused.endswith("type `git fetch --unshallow`\n")
 
 
 def start_machine(repo: Repository, folder: Path, scheduler: Path) -> subprocess.Popen:
@@ -152,3 +172,33 @@ def test_a_local_cluster_refuses_clients_without_its_certificate(tmp_path, monke
         assert address.startswith("tls://127.0.0.1:")
         with pytest.raises(OSError):
             Client(address.replace("tls", "tcp"), timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("true", "done", "^$"),
+        ("rm -r origin.git", "unusable", "git: fatal: .*origin.git"),
+        ("mv origin.git o; git clone -q --bare --depth 1 file://$PWD/o origin.git", "unusable", "fetch --unshallow"),
+        ("touch store", "unusable", "Error: .*store"),
+        (
+            "cd origin.git/hooks; printf '#!/bin/sh\necho full; exit 1' > update; chmod +x *",
+            "interrupted",
+            "remote: full",
+        ),
+    ],
+)
+def test_a_worker_gives_the_reason_why_it_cannot_use_a_remote(fault, status, reason, tmp_path, monkeypatch):
+    (tmp_path / "here/.dvc").mkdir(parents=True)
+    (tmp_path / "here/.dvc/config").write_text(f"[core]\nremote = s\n['remote \"s\"']\nurl = {tmp_path}/store\n")
+    commit = "git -c user.name=a -c user.email=a@example.org commit -q --allow-empty"
+    make = f"cd here; git init -q; git add .; {commit} -m 1; {commit} -m 2; git clone -q --bare . ../origin.git"
+    head = f"({make}); {fault}; git -C {tmp_path}/here rev-parse HEAD"
+    commit = subprocess.check_output(["sh", "-ec", head], cwd=tmp_path, text=True).strip()
+    base = worker.Base(f"{tmp_path}/origin.git", "", commit, "a", "a@example.org", cache=None)
+    dask = SimpleNamespace(local_directory=tmp_path, log_event=lambda *event: None)
+    monkeypatch.setattr(worker, "get_worker", lambda: dask)
+    monkeypatch.setattr(worker, "DVC", ("sh", "-c", f"git update-ref {base.ref('x')} HEAD"))
+    outcome = worker.run_experiment(base, "x", [], push_pretraining=False)
+    assert outcome.status == status
+    assert re.search(reason, outcome.reason), outcome.reason
