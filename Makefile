@@ -98,7 +98,13 @@ export: $(READY)
 reproduce: $(READY)
 	@$(BIN)/python benchmarks/reproduce.py
 
-# Needs uv: https://docs.astral.sh/uv/
+# Needs uv: https://docs.astral.sh/uv/. Each further extra has a lock of its own, with the versions of the first.
+EXTRAS := onnx
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --custom-compile-command "make lock" --quiet
+NAMED := import sys, tomllib; \
+  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --no-emit-index-url \
-	  --custom-compile-command "make lock" --quiet --output-file requirements.txt pyproject.toml
+	$(COMPILE) --extra dev --output-file requirements.txt pyproject.toml
+	for extra in $(EXTRAS); do $(PYTHON) -c '$(NAMED)' $$extra | \
+	  $(COMPILE) --constraints requirements.txt --output-file requirements-$$extra.txt - || exit; done
