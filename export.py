@@ -10,6 +10,7 @@ import stages.training  # noqa: F401, first: it checks that the packages are ins
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -24,10 +25,10 @@ import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from stages.shared.errors import UserError, one_line
+from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import MODELS, PREPARED
 from stages.shared.program import program
-from stages.shared.tasks import Side, Split, read_task
+from stages.shared.tasks import Split, read_task
 from stages.training import model_files
 from stages.training.input_pipeline import evaluation_batch_size
 
@@ -43,16 +44,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("model", type=Path, nargs="?", default=MODELS / "finetune_fc.keras", help="(%(default)s)")
     parser.add_argument("--onnx", action="store_true", help="also write ONNX")
-    parser.add_argument("--images", choices=("source", "target"), help="(source for pretrain.keras, target for others)")
     args = parser.parse_args()
     if args.onnx and (missing := [name for name in ("onnx", "onnxruntime", "tf2onnx") if not find_spec(name)]):
-        install = f"{sys.executable} -m pip install --editable '.[onnx]'"
+        install = f"{sys.executable} -m pip install --require-hashes -r requirements-onnx.txt"
         raise UserError(f"--onnx: {', '.join(missing)}: missing, expected the extra `onnx`; type {install}")
-    model = model_files.load(args.model)
-    test = _read_test_images(model, args.images or ("source" if args.model.stem == "pretrain" else "target"))
+    trained = model_files.load_trained(args.model)
+    test = _read_test_images(trained, args.model)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # removes the temporary folder
     EXPORTED.mkdir(parents=True, exist_ok=True)
+    formats = FORMATS if args.onnx else FORMATS[:-1]
     with tempfile.TemporaryDirectory(prefix=".", dir=EXPORTED) as folder:
-        table = _export_and_compare(model, args.model, test, Path(folder), FORMATS if args.onnx else FORMATS[:-1])
+        table = _export_and_compare(trained.model, args.model, test, Path(folder), formats)
         print(table.to_markdown(index=False, floatfmt=[DECIMALS.get(str(column), ".4f") for column in table]))
         off = (table["test accuracy"] - table["test accuracy"][0]).abs()
         if off.max() > max(0.005, 1.5 / len(test.y)):  # rounding may change one prediction
@@ -64,16 +66,19 @@ def main() -> None:
     print(f"Each takes `image`, float32 (N, {', '.join(map(str, test.x.shape[1:]))}), raw 0-255")
 
 
-def _read_test_images(model: keras.Model, side: Side) -> Split:
-    """Read a task's test images and labels; raises `UserError` if they are missing or do not fit the model."""
-    path = PREPARED / f"{side}.npz"
-    if not path.exists():
-        raise UserError(f"{path}: missing, expected the prepared images; type `dvc repro`, or `dvc pull` to fetch them")
-    task = read_task(side)
-    found, expected = (*task.test.x.shape[1:], len(task.class_names)), (*model.input_shape[1:], model.output_shape[-1])
-    if found != expected:
-        raise UserError(f"{path}: height, width, channels and classes are {found}, expected the model's, {expected}")
-    return task.test
+def _read_test_images(trained: model_files.Trained, path: Path) -> Split:
+    """Read the test images of the task that has the model's classes; raises `UserError` if there is none.
+
+    If both tasks have them, ``pretrain.keras`` gets the source's and other models the target's.
+    """
+    classes, shape = trained.class_names, trained.model.input_shape[1:]
+    for side in ("source", "target") if path.stem == "pretrain" else ("target", "source"):
+        task = read_task(side) if (PREPARED / f"{side}.npz").exists() else None
+        if task and task.class_names == classes and task.test.x.shape[1:] == shape:
+            print(f"comparing on the {len(task.test.y)} test images of {PREPARED / side}.npz")
+            return task.test
+    expected = f"expected some {shape} of {len(classes)} classes, {short_repr(classes)}, as the model takes"
+    raise UserError(f"{PREPARED}: no such test images, {expected}; type `dvc repro`, or `dvc pull` to fetch them")
 
 
 def _export_and_compare(model: keras.Model, path: Path, test: Split, folder: Path, formats: list) -> pd.DataFrame:

@@ -1,6 +1,9 @@
 """Models elsewhere: in plain Keras, and exported by ``python export.py MODEL``."""
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -48,8 +51,8 @@ def run(trained, monkeypatch):
     """Run ``python export.py models/pretrain.keras ...`` in the repository, in this process."""
     monkeypatch.chdir(trained)
 
-    def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["export.py", "models/pretrain.keras", *arguments])
+    def run(*arguments: str, model: str = "models/pretrain.keras") -> None:
+        monkeypatch.setattr(sys, "argv", ["export.py", model, *arguments])
         export.main()
 
     return run
@@ -106,17 +109,41 @@ def test_files_that_fail_or_predict_something_else_are_not_kept(run, monkeypatch
     assert sorted(EXPORTED.iterdir()) == before
 
 
+def test_a_copy_under_another_name_is_compared_on_the_images_of_its_classes(run, capsys):
+    shutil.copy(MODELS / "pretrain.keras", "my.keras")
+    run(model="my.keras")
+    record = read_json(MODELS.parent / "reports/pretrain/record.json")
+    assert f"comparing on the 20 test images of {PREPARED}/source.npz" in (shown := capsys.readouterr().out)
+    assert f"{record['test_accuracy']:.4f}" in shown
+
+
+def test_a_terminated_export_leaves_nothing(run, monkeypatch):
+    before = sorted(EXPORTED.iterdir())
+    monkeypatch.setattr(export, "_export_and_compare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    default = signal.signal(signal.SIGTERM, lambda *_: None)
+    with pytest.raises(SystemExit, match="130"):
+        run()
+    signal.signal(signal.SIGTERM, default)
+    assert sorted(EXPORTED.iterdir()) == before
+
+
 def test_missing_packages_other_images_and_damaged_models_are_refused_in_one_line(run, monkeypatch):
     def refused(message: str, *arguments: str) -> None:
         with pytest.raises(SystemExit, match=rf"^error: {message}[^\n]*$"):
             run(*arguments)
 
-    target, model = PREPARED / "target.npz", MODELS / "pretrain.keras"
-    np.savez(target, **(dict(np.load(target)) | {"x_test": np.zeros((20, 9, 8, 3), np.uint8)}))
-    refused(rf"{target}: [^\n]*\(9, 8, 3, 2\), expected the model's, \(8, 8, \d, 2\)", "--images", "target")
-    target.unlink()
-    refused(rf"{target}: missing, [^\n]*`dvc repro`, or `dvc pull`", "--images", "target")
+    source, model = PREPARED / "source.npz", MODELS / "pretrain.keras"
+    message = (
+        rf"{PREPARED}: no such test images, expected some \(8, 8, \d\) of 2 classes[^\n]*`dvc repro`, or `dvc pull`"
+    )
+    np.savez(source, **(dict(np.load(source)) | {"x_test": np.zeros((20, 9, 8, 3), np.uint8)}))
+    refused(message)
+    source.unlink()
+    refused(message)
     model.write_bytes(model.read_bytes()[:-1])
-    refused(r"models/pretrain\.keras: no model that Keras can load: ")
+    refused(r"models/pretrain\.keras: no model that Keras [^\n]* can load: [^\n]*dvc repro")
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    refused(r"--onnx: onnx, onnxruntime, tf2onnx: missing, [^\n]*-m pip install --editable '\.\[onnx\]'", "--onnx")
+    refused(
+        r"--onnx: onnx, onnxruntime, tf2onnx: missing, [^\n]*-m pip install --require-hashes -r requirements-onnx.txt",
+        "--onnx",
+    )

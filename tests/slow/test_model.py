@@ -81,7 +81,7 @@ def test_fine_tuning_changes_the_trainable_layers_only_and_draws_a_new_head(para
 
 
 def test_missing_or_damaged_model_is_refused_in_one_line(build, workspace):
-    file = workspace / "m.keras"
+    file = workspace / "models/m.keras"
     model_files.save(build(), file, ["a", "b"])
     content = file.read_bytes()
     for damaged in (None, b"", content[: len(content) // 2], content[:-1], b"version https://example.org\n"):
