@@ -1,7 +1,8 @@
 """Classify pictures with a trained model: ``python predict.py models/finetune_fc.keras photo.jpg folder 'more/*.png'``.
 
-A folder stands for all pictures in it; ``-`` reads paths from standard input, one per line. Unreadable pictures are
-skipped and listed on standard error; the exit code is then 1.
+A folder stands for all files in it; ``-`` reads paths from standard input, one per line. Unreadable pictures are
+skipped and listed on standard error; the exit code is then 1. Where a picture's folder is named like a class of the
+model, its prediction is compared with that.
 """
 
 import stages  # noqa: F401, first: it checks that the packages are installed
@@ -12,110 +13,142 @@ import base64
 import glob
 import io
 import json
+import os
+import re
 import sys
-import zipfile
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
-from stages.images.pictures import SUFFIXES, read_in_parallel
-from stages.shared.errors import UserError, one_line
+from stages.images.listing import list_files
+from stages.images.pictures import Picture, read_in_parallel
+from stages.reporting.statistics import accuracy_interval
+from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import write_atomic
 from stages.shared.program import program
+from stages.training.model_files import Trained, load_trained
 
 BATCH = 500  # pictures
 MAX_SHOWN = 1000  # pictures on the page, rows on the terminal
+MAX_LISTED = 100  # unreadable files
 TEMPLATE = Path(__file__).with_name("tools") / "predictions.html"
-
-
-class Prediction(NamedTuple):
-    """A picture's path, its most likely classes with their probabilities, and its pixels as a data URI or empty."""
-
-    picture: str
-    classes: list[dict[str, Any]]
-    image: str
+FORMATS = ("csv", "json", "html")
+BEGINNINGS = (  # of the files that this program writes: it overwrites no others
+    b"image,predicted,probability,", b"image,actual,predicted,probability,", b'[\n  {\n    "image": ', b"[]",
+    b'<!doctype html>\n<html lang="en">\n<title>Predictions of ',
+)  # fmt: skip
 
 
 def find_pictures(arguments: list[str]) -> list[Path]:
-    """Return the files that the arguments name; raises `UserError` if there are none."""
+    """Return the files that the arguments name; those of a folder or pattern in natural order, 2 before 10.
+
+    Raises `UserError` if there are none, or one is a pipe or device.
+    """
     found: list[Path] = []
     for argument in arguments:
         if argument == "-":
-            found += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+            lines = sys.stdin.buffer if sys.stdin else ()  # None: closed
+            found += [Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in lines if line.strip()]
         elif Path(argument).is_dir():
-            files = (path for path in Path(argument).rglob("*") if path.is_file() and path.name[0] != ".")
-            found += sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+            found += sorted((argument / path for path in list_files(Path(argument))), key=natural_order)
         elif Path(argument).exists() or not glob.has_magic(argument):
             found.append(Path(argument))
         else:
-            found += [Path(path) for path in sorted(glob.glob(argument, recursive=True))]  # noqa: PTH207
+            found += sorted(map(Path, glob.iglob(argument, recursive=True)), key=natural_order)  # noqa: PTH207
     if not found:
         raise UserError(f"{one_line(' '.join(arguments))}: no pictures found, expected files, folders or patterns")
+    if other := next((path for path in found if path.exists() and not path.is_file()), None):
+        raise UserError(f"{one_line(other)}: not a regular file, expected a picture")
     return found
 
 
-def read_class_names(model_file: Path) -> list[str]:
-    """Read the class names from a model's file; raises `UserError` if there are none."""
-    try:
-        with zipfile.ZipFile(model_file) as archive:
-            return json.loads(archive.read("metadata.json"))["class_names"]
-    except OSError as error:
-        raise UserError(f"{model_file}: {error.strerror}, expected a model as the stages save it") from None
-    except (zipfile.BadZipFile, KeyError, ValueError):
-        raise UserError(f"{model_file}: not a model of this pipeline: no .keras file with class names") from None
+def natural_order(path: Path) -> tuple:
+    """Return a key for sorting paths, which compares the numbers in them as numbers."""
+    return [int(text) if i % 2 else text for i, text in enumerate(re.split(r"(\d+)", str(path)))], path
 
 
-def predict(model_file: Path, paths: list[Path], top: int, page: bool) -> tuple[list[Prediction], list[str]]:
+def choose_threshold(trained: Trained, wanted: float) -> float:
+    """Choose the lowest threshold that gave the `wanted` accuracy on the validation images; or raise `UserError`."""
+    if not (validation := trained.metadata.get("validation")):
+        expected = "expected a model trained with validation images: -S data.validation_fraction=0.1"
+        raise UserError(f"--unsure: the model's file has no accuracies by threshold, {expected}")
+    points = zip(validation["threshold"], validation["accuracy"], strict=True)
+    if not (reached := [threshold for threshold, accuracy in points if accuracy >= wanted]):
+        best = f"{max(validation['accuracy']):.4f}, the best on the validation images"
+        raise UserError(f"--unsure: was {wanted}, expected at most {best}")
+    return min(reached)
+
+
+def classify(trained: Trained, paths: list[Path], page: bool) -> tuple[list[Path], np.ndarray, list[str], list[str]]:
     """Classify pictures in batches, which bounds the memory.
 
-    Returns each picture's `top` classes, with the pixels of the first pictures if `page` is set, and one line for each
-    unreadable picture. Raises `UserError` if the model cannot be used.
+    Returns the N readable ones, their probabilities, float32 (N, classes), the first ones as data URIs if `page` is
+    set, and a line for each unreadable one. Raises `UserError` if the model takes no pictures.
     """
-    from stages.training import model_files  # imports TensorFlow, which takes seconds
-
-    names = np.array(read_class_names(model_file))
-    model = model_files.load(model_file)
-    height, width, channels = model.input_shape[1:]
-    if channels not in (1, 3):
-        raise UserError(f"{model_file}: takes images of {channels} channels, expected 1 or 3")
-    found, failed = list[Prediction](), list[str]()
-    pictures = zip(paths, read_in_parallel(paths, (height, width)), strict=True)
+    shape = trained.model.input_shape
+    if len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3):
+        raise UserError(f"the model takes arrays of shape {shape}, expected images (None, height, width, 1 or 3)")
+    read, images, failed = list[Path](), list[str](), list[str]()
+    p = [np.empty((0, len(trained.class_names)), np.float32)]
+    pictures = zip(paths, read_in_parallel(paths, shape[1:3]), strict=True)
     while batch := list(islice(pictures, BATCH)):
-        readable = [(str(path), picture.pixels) for path, picture in batch if not isinstance(picture, ValueError)]
-        failed += [one_line(f"{path}: {error}") for path, error in batch if isinstance(error, ValueError)]
-        if not readable:
-            continue
-        x = np.stack([pixels for _, pixels in readable])
-        if channels == 1:
-            x = np.stack([np.asarray(Image.fromarray(pixels).convert("L"))[..., None] for pixels in x])
-        p = model.predict_on_batch(x).astype(float)
-        best = np.argsort(-p, axis=1, kind="stable")[:, :top]
-        for i, (path, pixels) in enumerate(readable):
-            image = encode(pixels) if page and len(found) < MAX_SHOWN else ""
-            classes = [{"class": str(names[label]), "probability": round(p[i, label], 6)} for label in best[i]]
-            found.append(Prediction(path, classes, image))
-    return found, failed
+        failed += [one_line(f"{path}: {error}") for path, error in batch if not isinstance(error, Picture)]
+        read += [path for path, picture in batch if isinstance(picture, Picture)]
+        pixels = [Image.fromarray(picture.pixels) for _, picture in batch if isinstance(picture, Picture)]
+        images += map(encode, pixels[: MAX_SHOWN - len(images)] if page else ())
+        if pixels:
+            x = [np.asarray(picture.convert("L" if shape[3] == 1 else "RGB")) for picture in pixels]
+            p.append(trained.model.predict_on_batch(np.stack(x).reshape(-1, *shape[1:])))
+    return read, np.concatenate(p), images, failed
 
 
-def encode(pixels: np.ndarray) -> str:
-    """Encode a picture, uint8 (H, W, 3), as a data URI."""
+def encode(picture: Image.Image) -> str:
+    """Encode a picture as a data URI."""
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
+    picture.save(content, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def as_table(found: list[Prediction]) -> pd.DataFrame:
-    """Make a table with a row for each picture: columns picture, class 1, probability 1, class 2, ..."""
-    table = pd.DataFrame({"picture": [prediction.picture for prediction in found]})
-    for i in range(len(found[0].classes) if found else 0):
-        for key in ("class", "probability"):
-            table[f"{key} {i + 1}"] = [prediction.classes[i][key] for prediction in found]
-    return table
+def describe(paths: list[Path], p: np.ndarray, names: list[str], top: int, threshold: float) -> list[dict[str, Any]]:
+    """Describe predictions: image, actual (its folder's class, or empty), predicted, state, and the `top` classes.
+
+    The state is right, wrong, unsure (`predicted` is empty, then) or, if the actual class is unknown, empty.
+    """
+    records, class_of = [], {normalize("NFC", name): name for name in names}
+    for path, row, best in zip(paths, p, np.argsort(-p, axis=1, kind="stable")[:, :top], strict=True):
+        actual = class_of.get(normalize("NFC", path.parent.name), "")
+        predicted = names[best[0]] if row[best[0]] >= threshold else ""
+        state = "unsure" if not predicted else "" if not actual else "right" if predicted == actual else "wrong"
+        classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in best]
+        record = {"image": str(path), "actual": actual, "predicted": predicted, "state": state, "classes": classes}
+        records.append(record)
+    return records
+
+
+def summarise(records: list[dict[str, Any]], threshold: float) -> list[str]:
+    """Say how many predictions are right, if classes are known, and how many are unsure, if there is a threshold."""
+    states, lines = [record["state"] for record in records], []
+    if judged := [state == "right" for state in states if state in ("right", "wrong")]:
+        low, high = accuracy_interval(np.array(judged))
+        accuracy = f"accuracy {sum(judged) / len(judged):.1%} (95% interval {low:.1%} to {high:.1%})"
+        lines.append(f"{accuracy}: {sum(judged)} of {len(judged)} pictures in folders named like a class")
+    if threshold:
+        lines.append(f"unsure: {states.count('unsure')} of {len(states)} pictures, probability below {threshold:.3f}")
+    return lines
+
+
+def check_output(kind: str, path: Path) -> None:
+    """Raise `UserError` unless the file has the suffix of its kind, and is new or written by this program."""
+    if path.suffix.lower() != f".{kind}":
+        raise UserError(f"--{kind}: was {short_repr(str(path))}, expected a file name that ends in .{kind}")
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(BEGINNINGS)):
+        raise UserError(f"--{kind}: {short_repr(str(path))} exists and is not from predict.py; expected another name")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -124,35 +157,52 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="a .keras file of this pipeline")
     parser.add_argument("pictures", nargs="+", help="files, folders, patterns, or - for a list on standard input")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="number of classes to show (%(default)s)")
-    for kind in ("csv", "json", "html"):
+    unsure = "give no answer where the model is too unsure for this accuracy, say 0.95"
+    parser.add_argument("--unsure", type=float, default=0, metavar="ACCURACY", help=unsure)
+    for kind in FORMATS:
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"also write {kind.upper()}")
     return parser.parse_args()
 
 
 @program
 def main() -> None:
-    """Find the pictures, classify them, print a table and write the files that the options name."""
+    """Find the pictures, classify them, write the files that the options name and print a table."""
     options = parse_arguments()
     if options.top < 1:
         raise UserError(f"--top: was {options.top}, expected at least 1")
+    outputs = {kind: path for kind in FORMATS if (path := getattr(options, kind))}
+    for kind, path in outputs.items():
+        check_output(kind, path)
     paths = find_pictures(options.pictures)
-    found, failed = predict(options.model, paths, options.top, options.html is not None)
-    table = as_table(found)
-    if found:
-        left = {"picture": f"{{:{table['picture'].str.len().max()}}}".format}
-        print(table.to_string(index=False, max_rows=MAX_SHOWN, float_format="{:.3f}".format, formatters=left))
-    if options.csv:
-        write_atomic(options.csv, table.to_csv(index=False, float_format="%.6f").encode())
-    if options.json:
-        nested = [{"picture": picture, "predictions": classes} for picture, classes, _ in found]
-        write_atomic(options.json, (json.dumps(nested, indent=2, ensure_ascii=False) + "\n").encode())
-    if options.html:
-        template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
-        write_atomic(options.html, template.render(model=options.model, predictions=found).encode())
-    for file in filter(None, (options.csv, options.json, options.html)):
-        print(f"written: {file}")
+    trained = load_trained(options.model)
+    threshold = choose_threshold(trained, options.unsure) if options.unsure else 0.0
+    read, p, images, failed = classify(trained, paths, "html" in outputs)
+    records = describe(read, p, trained.class_names, options.top, threshold)
+    summary, shown = summarise(records, threshold), records[:MAX_SHOWN]
+    for kind, path in outputs.items():
+        if kind == "csv":  # the columns of the stages' predictions.csv
+            columns = ["image", *(["actual"] if any(record["actual"] for record in records) else []), "predicted"]
+            table = pd.DataFrame(records, columns=columns).assign(probability=p.max(axis=1))
+            table = table.join(pd.DataFrame(p, columns=[f"p: {name}" for name in trained.class_names]))
+            content = table.to_csv(index=False, float_format="%.6f")
+        elif kind == "json":
+            content = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+        else:
+            page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
+            pictures = list(zip(shown, images, strict=True))
+            content = page.render(model=options.model, summary=summary, pictures=pictures, all=len(records))
+        write_atomic(path, content.encode(errors="backslashreplace"))  # names that are not UTF-8
+    width = max((len(one_line(record["image"])) for record in shown), default=0)
+    for record in shown:
+        classes = ", ".join(f"{one['class']} {one['probability']:.3f}" for one in record["classes"])
+        print(f"{one_line(record['image']):{width}}  {one_line(classes)}  {record['state']}".rstrip())
+    rest = [f"and {len(records) - MAX_SHOWN} more"] if len(records) > MAX_SHOWN else []
+    for line in (*rest, *summary, *(f"written: {one_line(path)}" for path in outputs.values())):
+        print(line)
     if failed:
-        raise UserError("\n  ".join([f"{len(failed)} of {len(paths)} pictures cannot be read:", *failed]))
+        more = [f"and {len(failed) - MAX_LISTED} more"] if len(failed) > MAX_LISTED else []
+        head = f"{len(failed)} of {len(paths)} pictures cannot be read:"
+        raise UserError("\n  ".join([head, *failed[:MAX_LISTED], *more]))
 
 
 if __name__ == "__main__":
