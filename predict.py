@@ -131,14 +131,14 @@ def describe(paths: list[Path], p: np.ndarray, names: list[str], top: int, thres
     return records
 
 
-def summarise(records: list[dict[str, Any]], threshold: float) -> list[str]:
+def summarise(records: list[dict[str, Any]], threshold: float | None) -> list[str]:
     """Say how many predictions are right, if classes are known, and how many are unsure, if there is a threshold."""
     states, lines = [record["state"] for record in records], []
     if judged := [state == "right" for state in states if state in ("right", "wrong")]:
         low, high = accuracy_interval(np.array(judged))
         accuracy = f"accuracy {sum(judged) / len(judged):.1%} (95% interval {low:.1%} to {high:.1%})"
         lines.append(f"{accuracy}: {sum(judged)} of {len(judged)} pictures in folders named like a class")
-    if threshold:
+    if threshold is not None:
         lines.append(f"unsure: {states.count('unsure')} of {len(states)} pictures, probability below {threshold:.3f}")
     return lines
 
@@ -175,9 +175,9 @@ def main() -> None:
         check_output(kind, path)
     paths = find_pictures(options.pictures)
     trained = load_trained(options.model)
-    threshold = choose_threshold(trained, options.unsure) if options.unsure else 0.0
+    threshold = choose_threshold(trained, options.unsure) if options.unsure else None
     read, p, images, failed = classify(trained, paths, "html" in outputs)
-    records = describe(read, p, trained.class_names, options.top, threshold)
+    records = describe(read, p, trained.class_names, options.top, threshold or 0.0)
     summary, shown = summarise(records, threshold), records[:MAX_SHOWN]
     for kind, path in outputs.items():
         if kind == "csv":  # the columns of the stages' predictions.csv

@@ -65,11 +65,12 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         return {}
 
 
-def save(model: keras.Model, path: Path, class_names: list[str], **more: Any) -> None:
+def save(model: keras.Model, path: Path, class_names: list[str], **metadata: object) -> None:
     """Save a model for plain ``keras.models.load_model``; equal models make equal files.
 
-    The file's ``metadata.json`` holds the class names, in the order of the outputs, under ``class_names``, and `more`.
-    The file has loss and metric, so that ``evaluate`` works, but no optimizer state, which would double its size.
+    The file's ``metadata.json`` holds the class names, in the order of the outputs, under ``class_names``, and
+    `metadata`. The file has loss and metric, so that ``evaluate`` works, but no optimizer state, which would double its
+    size.
     """
     if isinstance(model, keras.Sequential):  # compile a copy, not the caller's model
         image = keras.Input(model.input_shape[1:], name="image")
@@ -84,13 +85,13 @@ def save(model: keras.Model, path: Path, class_names: list[str], **more: Any) ->
         with zipfile.ZipFile(file) as old, zipfile.ZipFile(rewritten, "w") as new:
             for name in sorted(old.namelist()):
                 new.writestr(
-                    zipfile.ZipInfo(name), _normalise(name, old.read(name), {"class_names": class_names} | more)
+                    zipfile.ZipInfo(name), _normalise(name, old.read(name), {"class_names": class_names} | metadata)
                 )
     write_atomic(path, rewritten.getbuffer())
 
 
-def _normalise(name: str, content: bytes, metadata: dict[str, Any]) -> bytes:
-    """Replace the date, and the memory addresses that Keras writes as ``shared_object_id``; add metadata."""
+def _normalise(name: str, content: bytes, metadata: dict) -> bytes:
+    """Replace the date, and the memory addresses that Keras writes as ``shared_object_id``; add `metadata`."""
     if name == "metadata.json":
         return json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"} | metadata).encode()
     if name == "config.json":
