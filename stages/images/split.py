@@ -49,9 +49,16 @@ def _task(dataset: Dataset, labels: list[int], data: Data, per_class: int | None
         raise SettingError(f"data.{side}_classes", missing, "classes with test images")
     key = f"data.{side}_per_class"
     held_out, kept = _hold_out(y_train, names, data.validation_fraction, per_class, seed, key)
-    train, validation = (Split(dataset.x_train.take(rows), y_train[rows]) for rows in (kept, held_out))
-    test = np.flatnonzero(y_test >= 0)
-    return Task(dataset.name, names, train, validation, Split(dataset.x_test.take(test), y_test[test]), dataset.notes)
+    train, validation = (
+        Split(dataset.x_train.take(rows), y_train[rows], _row_names("x_train", rows)) for rows in (kept, held_out)
+    )
+    rows = np.flatnonzero(y_test >= 0)
+    test = Split(dataset.x_test.take(rows), y_test[rows], _row_names("x_test", rows))
+    return Task(dataset.name, names, train, validation, test, dataset.notes)
+
+
+def _row_names(array: str, rows: np.ndarray) -> np.ndarray:
+    return np.array([f"{array}[{row}]" for row in rows], str)
 
 
 def _hold_out(

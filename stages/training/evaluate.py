@@ -4,13 +4,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 from scipy.special import log_softmax
 
+from stages.predictions import FORMAT, accuracy_by_threshold, prediction_table
 from stages.shared.errors import UserError
 from stages.shared.files import MODELS, sha256, stage_folder, timing_file, write_atomic, write_json
 from stages.shared.npz import write_npz
-from stages.shared.tasks import Task
+from stages.shared.tasks import Split, Task
 from stages.training import gradcam, model_files, runtime
 from stages.training.control import Control
 from stages.training.fit import History, write_history
@@ -25,20 +25,25 @@ def evaluate_and_save(
 
     Raises `UserError` if predictions are not numbers, or a file cannot be written.
     """
-    folder = stage_folder(stage)
-    model_files.save(model, MODELS / f"{stage}.keras", task.class_names)
-    saved = model_files.load(MODELS / f"{stage}.keras")
+    folder, file, names = stage_folder(stage), MODELS / f"{stage}.keras", task.class_names
+    model_files.save(model, file, names)
+    saved = model_files.load(file)
     write_history(stage, history.curves)
+    if len(task.validation.y):
+        log_p = log_probabilities(saved, task.validation.x)
+        _save_predictions(stage, "validation_predictions.csv", log_p, task.validation, names)
+        curve = accuracy_by_threshold(np.exp(log_p.max(axis=1)), log_p.argmax(axis=1) == task.validation.y)
+        model_files.save(model, file, names, validation=curve)
     log_p = log_probabilities(saved, task.test.x)
     record: dict[str, Any] = {"trainable_parameters": count_trainable(model)}
-    record |= _save_predictions(stage, "predictions.csv", log_p, task)
+    record |= _save_predictions(stage, "predictions.csv", log_p, task.test, names)
     mistakes = gradcam.most_confident_mistakes(log_p, task.test.y)
     heat = gradcam.heat_maps(saved, task.test.x[mistakes], log_p[mistakes].argmax(axis=1))
     write_npz(folder / "gradcam.npz", {"row": mistakes, "heat": heat})
     timing = {"train_seconds": history.seconds}
     if control:
         log_p = log_probabilities(control.model, task.test.x)
-        record["control"] = _save_predictions(stage, "control_predictions.csv", log_p, task)
+        record["control"] = _save_predictions(stage, "control_predictions.csv", log_p, task.test, names)
         timing["control_seconds"] = control.history.seconds
     record["environment"] = runtime.describe_environment(threads)
     record["sha256_of"] = {
@@ -50,21 +55,21 @@ def evaluate_and_save(
     print(f"{stage}: test accuracy {record['test_accuracy']:.1%}{of_control}, {history.seconds:.1f} s")
 
 
-def _save_predictions(stage: str, file: str, log_p: np.ndarray, task: Task) -> dict[str, float]:
-    """Save the predictions of the test images; return accuracy and loss."""
+def _save_predictions(
+    stage: str, file: str, log_p: np.ndarray, split: Split, class_names: list[str]
+) -> dict[str, float]:
+    """Save the predictions of a split's images, of the control without all probabilities; return accuracy and loss."""
     if not np.isfinite(log_p).all():
         raise UserError(f"{stage}: predictions that are not numbers; try a smaller {stage}.learning_rate")
-    names, predicted = np.array(task.class_names), log_p.argmax(axis=1)
-    predictions = {
-        "actual": names[task.test.y],
-        "predicted": names[predicted],
-        "probability": np.exp(log_p.max(axis=1)),
-        "label": task.test.y,  # the order of the classes, for `dvc plots`
-    }
-    table = pd.DataFrame(predictions).to_csv(index=False, float_format="%.6f")
-    write_atomic(stage_folder(stage) / file, table.encode())
-    loss = -log_p[np.arange(len(predicted)), task.test.y].mean()
-    return {"test_accuracy": float((predicted == task.test.y).mean()), "test_loss": float(loss)}
+    table = prediction_table(split.names, np.exp(log_p), class_names, split.y)
+    if file == "predictions.csv":  # what `dvc plots` embeds in its page; `label`: the order of the classes
+        confusion = table[["actual", "predicted"]].assign(label=split.y)
+        write_atomic(stage_folder(stage) / "confusion.csv", confusion.to_csv(index=False).encode())
+    elif file == "control_predictions.csv":
+        table = table[["image", "actual", "predicted", "probability"]]
+    write_atomic(stage_folder(stage) / file, table.to_csv(index=False, float_format=FORMAT).encode())
+    loss = -log_p[np.arange(len(log_p)), split.y].mean()
+    return {"test_accuracy": float((log_p.argmax(axis=1) == split.y).mean()), "test_loss": float(loss)}
 
 
 def log_probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:

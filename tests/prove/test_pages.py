@@ -48,7 +48,7 @@ def test_confusion_has_all_classes_in_their_order(repo, names, texts):
     actual = np.arange(2 * len(names))[::-1] % len(names)
     predicted = np.where(actual == 1, 0, actual)  # class 1 is never predicted
     table = {"actual": np.array(names)[actual], "predicted": np.array(names)[predicted], "label": actual}
-    pd.DataFrame(table).to_csv(repo.path / "reports/pretrain/predictions.csv", index=False)
+    pd.DataFrame(table).to_csv(repo.path / "reports/pretrain/confusion.csv", index=False)
     repo.dvc("plots", "show", "Confusion of pretrain")
     shown = open_without_network(repo.path / "dvc_plots/index.html")
     repo.dvc("checkout", "--force")

@@ -56,7 +56,7 @@ def test_a_damaged_model_is_refused_and_the_advised_commands_restore_it(repo, in
     ("name", "number", "other"),
     [
         ("record.json", rb'("test_loss": )', rb"\g<1>7"),
-        ("predictions.csv", rb"\n(\w+),(?!\1,)(\w+),0\.", rb"\n\1,\2,0.99"),
+        ("predictions.csv", rb"\n(\S+),(\w+),(?!\2,)(\w+),0\.", rb"\n\1,\2,\3,0.99"),
         ("history.csv", rb"\n1,0\.", rb"\n1,0.9"),
         ("gradcam.npz", rb"....$", b"abcd"),
     ],

@@ -1,5 +1,7 @@
 """The outputs of a training stage: predictions, record and heat maps."""
 
+import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,10 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from stages.predictions import accuracy_by_threshold
 from stages.shared.errors import UserError
 from stages.shared.files import read_json
 from stages.shared.npz import read_npz
-from stages.shared.tasks import Split
 from stages.training import gradcam
 from stages.training.checkpoint import CURVES
 from stages.training.evaluate import evaluate_and_save
@@ -52,11 +54,32 @@ def test_predictions_and_record_agree_with_keras(model, task, overconfidence):
     assert (record["environment"]["threads"], record["environment"]["tensorflow"]) == (1, tf.__version__)
     assert read_json(Path("reports/timing/pretrain.json")) == {"train_seconds": 1.5}
     expected = saved.predict(task.test.x, verbose=0)
-    assert list(table.columns) == ["actual", "predicted", "probability", "label"]
-    assert table["label"].tolist() == task.test.y.tolist()
+    classes = [f"p: {name}" for name in task.class_names]
+    assert list(table.columns) == ["image", "actual", "predicted", "probability", *classes]
+    assert table["image"].tolist() == task.test.names.tolist()
+    assert np.allclose(table[classes], expected, atol=2e-6)
     assert table["actual"].tolist() == [task.class_names[label] for label in task.test.y]
     assert table["predicted"].tolist() == [task.class_names[label] for label in expected.argmax(axis=1)]
     assert table["probability"].to_numpy() == pytest.approx(expected.max(axis=1), abs=2e-6)
+
+
+def test_thresholds_of_validation_images_are_in_the_models_file_without_them_it_keeps_its_bytes(model, task):
+    evaluate(model, task)
+    before = Path("models/pretrain.keras").read_bytes()
+    evaluate(model, replace(task, validation=task.train))
+    with zipfile.ZipFile("models/pretrain.keras") as archive:
+        metadata = json.loads(archive.read("metadata.json"))
+    table = pd.read_csv(FOLDER / "validation_predictions.csv")
+    assert table["image"].tolist() == task.train.names.tolist()
+    curve = accuracy_by_threshold(table["probability"].to_numpy(), (table["actual"] == table["predicted"]).to_numpy())
+    assert metadata["validation"] == curve
+    assert (metadata["class_names"], keras.models.load_model("models/pretrain.keras").name) == (
+        task.class_names,
+        model.name,
+    )
+    evaluate(model, task)
+    assert Path("models/pretrain.keras").read_bytes() == before
+    assert b"validation" not in before
 
 
 def test_predictions_that_are_not_numbers_are_refused_in_one_line(model, task):
@@ -75,7 +98,7 @@ def test_heat_maps_are_of_the_most_confident_mistakes(model, task):
     assert saved["row"].tolist() == most_confident.index.tolist()
     assert saved["heat"].shape == (gradcam.EXAMPLES, 4, 4)
     predicted = np.array([task.class_names.index(name) for name in table["predicted"]])
-    evaluate(model, replace(task, test=Split(task.test.x, predicted)))  # no mistakes
+    evaluate(model, replace(task, test=replace(task.test, y=predicted)))  # no mistakes
     assert [len(array) for array in read_npz(FOLDER / "gradcam.npz", ("row", "heat")).values()] == [0, 0]
 
 
