@@ -3,7 +3,7 @@
 import json
 
 from stages import settings
-from stages.reporting import figures, page
+from stages.reporting import figures, page, quality
 from stages.reporting.results import Results, read_results
 from stages.shared.files import REPORTS, write_atomic
 from stages.shared.program import program
@@ -18,7 +18,7 @@ def write_figures(results: Results) -> None:
         "per_class": figures.per_class(
             [{r.stage: r.per_class for r in rs} for rs in ([results.source], results.tuned)]
         ),
-        "calibration": figures.calibration({r.stage: r.reliability for r in results.all}),
+        "calibration": figures.calibration(results.all),
     }
     for r in results.all:
         drawn[f"confusion_{r.stage}"] = figures.confusion(r.stage, r.predictions, r.task.class_names)
@@ -33,13 +33,14 @@ def main() -> None:
     params = settings.load()
     results = read_results("pretrain", list(params.finetune_stages))
     write_figures(results)
-    for name in ("metrics", "details"):
-        values = {r.stage: getattr(r, name) for r in results.all}
+    checked = quality.check(results)
+    metrics, details = ({r.stage: getattr(r, name) for r in results.all} for name in ("metrics", "details"))
+    details["data"] = {side: found["details"] for side, found in checked.items()}
+    for name, values in (("metrics", metrics), ("details", details)):
         write_atomic(REPORTS / f"{name}.json", (json.dumps(values, indent=2) + "\n").encode())
     write_atomic(REPORTS / "summary.csv", results.summary.to_csv(index=False).encode())
-    markdown = page.render_markdown(results, params)
-    write_atomic(REPORTS / "report.md", markdown.encode())
-    write_atomic(REPORTS / "report.html", page.render_html(markdown, results).encode())
+    write_atomic(REPORTS / "report.md", page.render_markdown(results, params, checked).encode())
+    write_atomic(REPORTS / "report.html", page.render_html(results, params, checked).encode())
     print(results.summary.to_string(index=False))
     print(f"see {REPORTS / 'report.html'}")
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from stages.predictions import FORMAT, prediction_table
 from stages.reporting.results import ModelResult, Results
 from stages.shared.files import sha256, stage_folder, timing_file, write_atomic, write_json
 from stages.shared.npz import write_npz
@@ -15,15 +16,24 @@ UNTRAINED = {"epochs": 0, "seconds": 0.0}
 
 
 def make_task(names, train=90, validation=0, test=60, channels=3) -> Task:
-    images = [np.random.default_rng(n).integers(0, 256, (n, 6, 6, channels), "u1") for n in (train, validation, test)]
-    return Task("tiny", names, *(Split(x, np.arange(len(x)) % len(names)) for x in images))
+    splits = {"x_train": train, "x_validation": validation, "x_test": test}
+    images = [np.random.default_rng(n).integers(0, 256, (n, 6, 6, channels), "u1") for n in splits.values()]
+    file_names = [np.array([f"{name}[{row}]" for row in range(n)], str) for name, n in splits.items()]
+    return Task(
+        "tiny", names, *(Split(x, np.arange(len(x)) % len(names), f) for x, f in zip(images, file_names, strict=True))
+    )
 
 
-def make_predictions(task, wrong) -> pd.DataFrame:
-    actual, names = task.test.y, np.array(task.class_names)
-    predicted = np.where(np.isin(np.arange(len(actual)), wrong), (actual + 1) % len(names), actual)
-    predictions = pd.DataFrame({"actual": names[actual], "predicted": names[predicted]})
-    return predictions.assign(probability=np.linspace(0.4, 1, len(actual)))
+def make_predictions(task, wrong, split="test") -> pd.DataFrame:
+    """Predict the next class for the `wrong` images; the probability of the predicted class grows with the row."""
+    images, classes = getattr(task, split), len(task.class_names)
+    predicted = (images.y + np.isin(np.arange(len(images.y)), wrong)) % classes
+    p = np.random.default_rng(0).uniform(0.9, 1, (len(images.y), classes))
+    p[np.arange(len(p)), predicted] = 0
+    confidence = np.linspace(0.4, 1, len(p))[:, None]
+    p *= (1 - confidence) / p.sum(axis=1, keepdims=True)
+    np.put_along_axis(p, predicted[:, None], confidence, axis=1)
+    return prediction_table(images.names, p, task.class_names, images.y)
 
 
 def make_result(stage, task, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU", control=None) -> ModelResult:
@@ -35,13 +45,16 @@ def make_result(stage, task, wrong=range(10), epochs=3, seconds=6.0, cpu="a CPU"
     rows = [[epoch + 1, 0.5 + epoch / 10 + WEIGHTS[stage] / 1e6, 1 / (epoch + 1), 0.5, 0.9] for epoch in range(epochs)]
     history = pd.DataFrame(rows, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"], dtype=float)
     record = {"trainable_parameters": WEIGHTS[stage], "test_accuracy": 1 - len(wrong) / len(task.test.y)}
-    record |= {"test_loss": 0.75, "environment": {"cpu": cpu, "threads": 2}}
+    of_label = predictions.to_numpy()[np.arange(len(predictions)), 4 + task.test.y].astype(float)
+    loss = -np.log(np.maximum(of_label, np.finfo(float).eps)).mean()
+    record |= {"test_loss": loss, "environment": {"cpu": cpu, "threads": 2}}
     mistakes = np.array(sorted(wrong, reverse=True)[:8], int)
     heat = np.tile(np.float32([[0, 1], [0, 0]]), (len(mistakes), 1, 1))
     if control is not None:
         record["control"] = {"test_accuracy": 1 - len(control) / len(task.test.y)}
     table = None if control is None else make_predictions(task, control)
-    return ModelResult(stage, task, history, predictions, mistakes, heat, record, seconds, table)
+    validation = make_predictions(task, range(2), "validation") if len(task.validation.y) else None
+    return ModelResult(stage, task, history, predictions, mistakes, heat, record, seconds, table, validation)
 
 
 def make_results(source=SOURCE, target=TARGET, sizes=None, **changes) -> Results:
@@ -59,9 +72,10 @@ def write(results: Results) -> None:
     for r in results.all:
         folder = stage_folder(r.stage)
         tables = {"history": r.history, "predictions": r.predictions, "control_predictions": r.control}
+        tables["validation_predictions"] = r.validation
         for name, table in tables.items():
             if table is not None:
-                write_atomic(folder / f"{name}.csv", table.to_csv(index=False).encode())
+                write_atomic(folder / f"{name}.csv", table.to_csv(index=False, float_format=FORMAT).encode())
         write_npz(folder / "gradcam.npz", {"row": r.mistakes, "heat": r.heat})
         sums = {path.name: sha256(path.read_bytes()) for path in folder.glob("*.*") if path.name != "record.json"}
         write_json(folder / "record.json", r.record | {"sha256_of": sums})

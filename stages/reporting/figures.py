@@ -12,7 +12,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-from stages.reporting.results import MANY, hardest
+from stages.predictions import accuracy_by_threshold
+from stages.reporting.results import MANY, ModelResult, hardest
 from stages.shared.files import write_atomic
 
 mpl.use("agg")
@@ -82,9 +83,9 @@ def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure
 
 
 def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
-    """Draw accuracy by class with 95% intervals: a panel for stages with the same classes, a table for each stage.
+    """Draw recall by class with 95% intervals: a panel for stages with the same classes, a table for each stage.
 
-    A table is indexed by class, with columns accuracy, low, high. Of many classes the hardest are shown.
+    Tables are those of `statistics.class_scores`. Of many classes the hardest are shown.
     """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(11, 4), layout="constrained", squeeze=False, sharey=True,
@@ -99,34 +100,36 @@ def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
         for i, (stage, by_class) in enumerate(tables.items()):
             table = by_class.loc[shown]
             x = np.arange(len(table)) - 0.4 + (i + 0.5) * width
-            errors = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
-            ax.bar(x, table["accuracy"], width * 0.95, color=next(colors), label=stage)
-            ax.errorbar(x, table["accuracy"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+            errors = [table["recall"] - table["recall_low"], table["recall_high"] - table["recall"]]
+            ax.bar(x, table["recall"], width * 0.95, color=next(colors), label=stage)
+            ax.errorbar(x, table["recall"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         rotated = {"rotation": 30, "ha": "right"} if len(shown) <= 12 else {"rotation": 90, "fontsize": 8}
         ax.set_xticks(range(len(shown)), short_labels(shown), **rotated)
         ax.grid(axis="y", alpha=0.3)
-    axes[0, 0].set(ylabel="test accuracy", ylim=(0, 1.02))
+    axes[0, 0].set(ylabel="recall on test images", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside lower center", ncols=sum(len(tables) for tables in panels))
     return figure
 
 
-def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Draw a reliability diagram: each model's accuracy by confidence; larger points stand for more images.
-
-    Tables are those of `statistics.reliability_table`.
-    """
-    figure, ax = plt.subplots(figsize=(6.4, 6), layout="constrained")
-    ax.plot([0, 1], [0, 1], color="grey", ls=":", label="perfectly calibrated")
-    for color, (stage, table) in zip(cycle(COLORS), tables.items(), strict=False):
-        ax.plot(table["probability"], table["accuracy"], color=color, alpha=0.4)
-        ax.scatter(table["probability"], table["accuracy"], 400 * table["images"] / table["images"].sum(), color=color)
-        ax.plot([], [], "o", color=color, label=stage)  # of one size in the legend
-    ax.set(xlabel="probability of the predicted class", ylabel="test accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.grid(alpha=0.3)
-    ax.legend(loc="upper left")
+def calibration(models: list[ModelResult]) -> Figure:
+    """Draw a reliability diagram, larger points for more images, and the accuracy on the surest shares of images."""
+    figure, (reliability, surest) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+    reliability.plot([0, 1], [0, 1], color="grey", ls=":", label="perfectly calibrated")
+    for color, r in zip(cycle(COLORS), models, strict=False):
+        table, curve = r.reliability, accuracy_by_threshold(r.predictions["probability"].to_numpy(), r.correct)
+        x, y, sizes = table["probability"], table["accuracy"], 400 * table["images"] / table["images"].sum()
+        reliability.plot(x, y, color=color, alpha=0.4)
+        reliability.scatter(x, y, sizes, color=color)
+        surest.plot(curve["answered"], curve["accuracy"], color=color, label=r.stage)
+    reliability.set(xlabel="probability of the predicted class", ylabel="test accuracy", ylim=(0, 1.02))
+    surest.set(xlabel="share of test images answered, the surest first", ylabel="test accuracy")
+    for ax in (reliability, surest):
+        ax.set_xlim(0, 1.02)
+        ax.grid(alpha=0.3)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside lower center", ncols=len(models) + 1)
     return figure
 
 
@@ -150,9 +153,9 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> F
             ax.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=lower)
             ax.imshow(heat, cmap="jet", alpha=0.5, interpolation="bilinear", vmin=0, vmax=1, extent=lower)
             confidence = f"{100 * example['probability']:.0f}%"
-            actual, predicted = short_labels([example["actual"], example["predicted"]])
-            title = f"{actual}\npredicted as\n{predicted} ({confidence})"
+            name, actual, predicted = short_labels([example[key] for key in ("image", "actual", "predicted")])
+            title = f"{name}\n{actual}\npredicted as\n{predicted} ({confidence})"
             ax.text(left + 0.5, 2 * height + 0.12, title, fontsize=7, ha="center", va="bottom")
-        ax.set(xlim=(0, 1.08 * columns - 0.08), ylim=(0, 2 * height + 0.42))
+        ax.set(xlim=(0, 1.08 * columns - 0.08), ylim=(0, 2 * height + 0.52))
         ax.axis("off")
     return figure

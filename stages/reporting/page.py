@@ -11,8 +11,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 
-from stages.reporting import notebook
-from stages.reporting.results import MANY, ModelResult, Results, hardest
+from stages.reporting import notebook, quality
+from stages.reporting.results import MANY, WANTED, ModelResult, Results, hardest
 from stages.reporting.statistics import accuracy_interval, paired_difference
 from stages.settings import Settings
 from stages.shared.files import REPORTS
@@ -70,6 +70,8 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
         "rerun_environment": notebook.rerun_environment(),
         "interval": accuracy_interval,
         "many": MANY,
+        "wanted": WANTED,
+        "quality": quality,
         "hardest": hardest,
         "imbalance": imbalance,
         "comparisons": [compare(*pair, level, params) for pair in pairs],
@@ -90,16 +92,18 @@ def _fill(template: str, values: dict[str, Any]) -> str:
     return environment.get_template(template).render(values)
 
 
-def render_markdown(results: Results, params: Settings) -> str:
-    """Render the whole report as Markdown."""
-    return _fill("report.md", collect_variables(results, params))
+def render_markdown(results: Results, params: Settings, checked: dict, private: bool = False) -> str:
+    """Render the whole report as Markdown; without images and names of pictures unless `private`: Git gets it.
+
+    `checked`: see `quality.check`.
+    """
+    return _fill("report.md", collect_variables(results, params) | {"checked": checked, "private": private})
 
 
-def render_html(markdown: str, results: Results) -> str:
+def render_html(results: Results, params: Settings, checked: dict) -> str:
     """Convert the report's Markdown to one HTML page with all figures inside."""
-    markdown = markdown.replace("The figure is in `report.html`.", "![most confident mistakes](mistakes.png)")
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = parser.parse(markdown)
+    tokens = parser.parse(render_markdown(results, params, checked, private=True))
     sections: dict[str, str] = {}
     figures = {*REPORTS.glob("*.png"), *REPORTS.glob("figures/*.png")}
     for heading, text in itertools.pairwise(tokens):

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.predictions import accuracy_by_threshold, lowest_threshold, probability_columns
 from stages.reporting import notebook, statistics
 from stages.shared.errors import UserError, one_line
 from stages.shared.files import check_sha256, read_json, stage_folder, timing_file
 from stages.shared.npz import read_npz
-from stages.shared.tasks import Task, read_task
+from stages.shared.tasks import Split, Task, read_task
 
 MANY = 30  # classes; of more, figures and tables show some
 MAX_PAIRS = 15  # of confused classes, shown of many
+WANTED = 0.95  # accuracy of the answers that a threshold is chosen for
 SUMMARY = {
     "stage": "Model Name",
     "trainable_parameters": "Number of Trainable Parameters",
@@ -27,22 +29,27 @@ SUMMARY = {
 
 
 def hardest(tables: Iterable[pd.DataFrame]) -> list[str]:
-    """Select the classes to show of `per_class` tables with the same classes, by their mean accuracies.
+    """Select the classes to show of `per_class` tables with the same classes, by their mean recall.
 
     All of them, or of more than `MANY` those with the lowest, lowest first.
     """
-    by_class = pd.concat(tables).groupby(level=0, sort=False)["accuracy"].mean()
+    by_class = pd.concat(tables).groupby(level=0, sort=False)["recall"].mean()
     return list(by_class.index if len(by_class) <= MANY else by_class.nsmallest(MANY).index)
+
+
+def is_correct(predictions: pd.DataFrame) -> np.ndarray:
+    """Return which predictions are correct, bool (images,)."""
+    return (predictions["actual"] == predictions["predicted"]).to_numpy()
 
 
 @dataclass(frozen=True)
 class ModelResult:
     """The outputs of one training stage.
 
-    history: learning curves, see ``training.fit.History``. predictions: one row a test image, in the task's order,
-    columns actual, predicted (class names), probability (of the predicted class). mistakes: rows of the most confident
-    ones, int64 (n,); heat: their Grad-CAM maps, float32 (n, h, w). control: predictions of the control, None if it was
-    not trained.
+    history: learning curves, see ``training.fit.History``. predictions: one row a test image, in the task's order, see
+    `prediction_table`; validation: the same of the validation images, None without; control: the same of the control
+    without each class's probability, None if it was not trained. mistakes: rows of the most confident ones, int64 (n,);
+    heat: their Grad-CAM maps, float32 (n, h, w).
     """
 
     stage: str
@@ -54,24 +61,32 @@ class ModelResult:
     record: dict
     train_seconds: float
     control: pd.DataFrame | None = None
+    validation: pd.DataFrame | None = None
 
     @cached_property
     def correct(self) -> np.ndarray:
         """Return which predictions are correct, bool (test images,)."""
-        return (self.predictions["actual"] == self.predictions["predicted"]).to_numpy()
+        return is_correct(self.predictions)
 
     @cached_property
     def gain(self) -> statistics.PairedDifference | None:
         """Compare the model with its control: the gain of the transfer in test accuracy; None without a control."""
         if self.control is None:
             return None
-        control = (self.control["actual"] == self.control["predicted"]).to_numpy()
-        return statistics.paired_difference(self.correct, control)
+        return statistics.paired_difference(self.correct, is_correct(self.control))
 
     @cached_property
     def reliability(self) -> pd.DataFrame:
         """Return the table of the reliability diagram, see `reliability_table`."""
         return statistics.reliability_table(self.predictions["probability"], self.correct)
+
+    @cached_property
+    def selective(self) -> dict[str, Any]:
+        """Test the threshold that `WANTED` accuracy needs on validation images, or if there are none on the test's."""
+        chosen_on = self.predictions if self.validation is None else self.validation
+        curve = accuracy_by_threshold(chosen_on["probability"].to_numpy(), is_correct(chosen_on))
+        threshold = lowest_threshold(curve, WANTED)
+        return statistics.answers_above(threshold, self.predictions["probability"], self.correct)
 
     @property
     def microseconds(self) -> float | None:
@@ -103,39 +118,34 @@ class ModelResult:
             "test_accuracy": self.record["test_accuracy"],
             **of_control,
             "test_loss": self.record["test_loss"],
-            "train_accuracy": self._kept["accuracy"],
+            "train_accuracy": self.history["accuracy"].iloc[(self.kept_epoch or 0) - 1] if len(self.history) else None,
             "trainable_parameters": self.record["trainable_parameters"],
         }
 
-    @property
+    @cached_property
     def details(self) -> dict:
         """Return the model's entry in ``details.json``: everything that is no metric of DVC's."""
-        answers = self.predictions["actual"], self.predictions["predicted"]
-        low, high = statistics.accuracy_interval(self.correct)
+        classes, labels = self.per_class, self.task.test.y
+        p = self.predictions[probability_columns(self.task.class_names)].to_numpy()
         return {
-            "test_accuracy_interval": [low, high],
+            "test_accuracy_interval": statistics.accuracy_interval(self.correct),
+            **{f"top_{k}_accuracy": statistics.top_k_accuracy(p, labels, k) for k in (2, 5) if k < len(classes)},
             "transfer_gain": self.gain and self.gain._asdict(),
-            "balanced_accuracy": statistics.balanced_accuracy(*answers),
-            "macro_f1": statistics.macro_f1(*answers),
+            "balanced_accuracy": float(classes["recall"].mean()),
+            "macro_f1": float(classes["f1"].mean()),
+            "mean_confidence": float(self.predictions["probability"].mean()),
             "calibration_error": statistics.calibration_error(self.reliability),
+            "selective": self.selective,
             "kept_epoch": self.kept_epoch,
-            "validation_accuracy": self._kept["val_accuracy"] if self.task.counts["validation"] else None,
+            "validation_accuracy": None if self.validation is None else float(is_correct(self.validation).mean()),
             "train_seconds": self.train_seconds,
+            "classes": classes.astype(object).where(classes.notna(), None).to_dict("index"),
         }
-
-    @property
-    def _kept(self) -> Any:
-        """Return the row of the learning curves whose weights the model has; of None after no epochs."""
-        none = dict.fromkeys(("accuracy", "val_accuracy"))
-        return self.history.iloc[(self.kept_epoch or len(self.history)) - 1] if len(self.history) else none
 
     @cached_property
     def per_class(self) -> pd.DataFrame:
-        """Compute accuracy with its 95% interval by class: columns accuracy, low, high, images; index class."""
-        by_class = pd.Series(self.correct).groupby(self.predictions["actual"].to_numpy())
-        rows = {name: (c.mean(), *statistics.accuracy_interval(c.to_numpy()), len(c)) for name, c in by_class}
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "low", "high", "images"])
-        return table.loc[self.task.class_names]
+        """Compute the scores of each class, see `class_scores`."""
+        return statistics.class_scores(self.predictions["actual"], self.predictions["predicted"], self.task.class_names)
 
     def most_confused(self) -> pd.DataFrame:
         """List the pairs of classes most often confused: columns actual, predicted, count (of test images)."""
@@ -183,17 +193,25 @@ def _read(stage: str, task: Task) -> ModelResult:
         for name, expected in record["sha256_of"].items():
             check_sha256(folder / name, expected, (folder / name).read_bytes())
         history = pd.read_csv(folder / "history.csv", dtype=float)
-        predictions = _read_predictions(folder / "predictions.csv", task)
-        control = _read_predictions(folder / "control_predictions.csv", task) if "control" in record else None
+        predictions = _read_predictions(folder / "predictions.csv", task, task.test)
+        control = (
+            _read_predictions(folder / "control_predictions.csv", task, task.test) if "control" in record else None
+        )
+        held_out = task.validation
+        validation = (
+            _read_predictions(folder / "validation_predictions.csv", task, held_out) if len(held_out.y) else None
+        )
         gradcam = read_npz(folder / "gradcam.npz", ("row", "heat"))
         seconds = float(read_json(timing_file(stage))["train_seconds"])
-        return ModelResult(stage, task, history, predictions, gradcam["row"], gradcam["heat"], record, seconds, control)
+        outputs = (history, predictions, gradcam["row"], gradcam["heat"], record, seconds, control, validation)
+        return ModelResult(stage, task, *outputs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"reports of {stage}: {one_line(error)}; expected the outputs of `dvc repro {stage}`") from None
 
 
-def _read_predictions(file: Path, task: Task) -> pd.DataFrame:
-    predictions = pd.read_csv(file, dtype={"actual": str, "predicted": str}, na_filter=False)
-    if predictions["actual"].tolist() != [task.class_names[label] for label in task.test.y]:
+def _read_predictions(file: Path, task: Task, split: Split) -> pd.DataFrame:
+    predictions = pd.read_csv(file, dtype=dict.fromkeys(("image", "actual", "predicted"), str), na_filter=False)
+    expected = {"image": split.names.tolist(), "actual": [task.class_names[label] for label in split.y]}
+    if any(predictions[column].tolist() != values for column, values in expected.items()):
         raise ValueError("predictions of other images")
     return predictions

@@ -1,19 +1,26 @@
-"""Intervals of accuracies, the paired test of two models, averages over classes, and calibration."""
+"""Intervals of accuracies, the paired test of two models, scores of classes, and calibration."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, norm, t
 
 
-def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
-    """Compute Wilson's 95% interval of the share of true values in `correct`, bool (N,) (Wilson, 1927).
+def wilson_interval(hits: Any, images: Any) -> np.ndarray:
+    """Compute Wilson's 95% intervals of the shares `hits` of `images` (Wilson, 1927): low and high, float (2, ...).
 
-    It covers the choice of test images, not the randomness of training.
+    They cover the choice of test images, not the randomness of training. The share of no images is in 0 to 1.
     """
-    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = norm.ppf(0.975)
+    centre = (hits + z**2 / 2) / (images + z**2)
+    half = z * np.sqrt(hits * (images - hits) / np.maximum(images, 1) + z**2 / 4) / (images + z**2)
+    return np.clip([centre - half, centre + half], 0, 1)
+
+
+def accuracy_interval(correct: np.ndarray) -> list[float]:
+    """Compute Wilson's 95% interval of the share of true values in `correct`, bool (N,)."""
+    return wilson_interval(int(correct.sum()), len(correct)).tolist()
 
 
 def prediction_interval(values: np.ndarray) -> tuple[float, float]:
@@ -48,16 +55,25 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> PairedDifference
     return PairedDifference(difference, low, high, float(test.pvalue), only_first, only_second)
 
 
-def balanced_accuracy(actual: pd.Series, predicted: pd.Series) -> float:
-    """Average the accuracies of the classes; `actual` and `predicted` are class names, one an image."""
-    return float((actual == predicted).groupby(actual).mean().mean())
+def class_scores(actual: pd.Series, predicted: pd.Series, class_names: list[str]) -> pd.DataFrame:
+    """Compute precision, recall and F1 of each class, with 95% intervals; index class.
+
+    Columns: images (of the class), then ``precision precision_low precision_high``, and so for recall and f1. The
+    precision of a class that is never predicted is NaN. Intervals are Wilson's: F1 is 2J / (1 + J), which grows with J,
+    the share of hits among the images that are of the class or predicted as it, so F1's interval follows from J's.
+    """
+    hits = actual[actual == predicted].value_counts().reindex(class_names, fill_value=0)
+    images, taken = (labels.value_counts().reindex(class_names, fill_value=0) for labels in (actual, predicted))
+    table = pd.DataFrame({"images": images})
+    for score, of in (("precision", taken), ("recall", images), ("f1", images + taken - hits)):
+        shares = np.column_stack([hits / of, *wilson_interval(hits, of)])
+        table[[score, f"{score}_low", f"{score}_high"]] = 2 * shares / (1 + shares) if score == "f1" else shares
+    return table
 
 
-def macro_f1(actual: pd.Series, predicted: pd.Series) -> float:
-    """Average the F1 of the classes: twice the correct predictions, by all images plus all predictions of the class."""
-    correct = actual[actual == predicted].value_counts()
-    both = actual.value_counts().add(predicted.value_counts(), fill_value=0)
-    return float((2 * correct / both).fillna(0).mean())
+def top_k_accuracy(p: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Compute the share of images whose class, int (N,), is among the `k` most probable; `p`: float (N, classes)."""
+    return float(((p > np.take_along_axis(p, labels[:, None], axis=1)).sum(axis=1) < k).mean())
 
 
 def reliability_table(probability: pd.Series, correct: np.ndarray) -> pd.DataFrame:
@@ -73,3 +89,11 @@ def reliability_table(probability: pd.Series, correct: np.ndarray) -> pd.DataFra
 def calibration_error(table: pd.DataFrame) -> float:
     """Compute the expected calibration error of a `reliability_table`: the bins' mean gap, weighted by images."""
     return float(np.average((table["probability"] - table["accuracy"]).abs(), weights=table["images"]))
+
+
+def answers_above(threshold: float | None, probability: pd.Series, correct: np.ndarray) -> dict[str, Any]:
+    """Evaluate a model that answers only with at least a threshold's probability; None: never."""
+    right = correct[probability >= (np.inf if threshold is None else threshold)]
+    accuracy = float(right.mean()) if len(right) else None
+    answered = {"threshold": threshold, "answered": len(right) / len(correct), "accuracy": accuracy}
+    return answered | {"interval": accuracy_interval(right)}

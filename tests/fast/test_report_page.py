@@ -32,7 +32,7 @@ def drawn(monkeypatch):
     """Keep the figures by name instead of saving them, which takes most of the stage's time."""
     kept = {}
     monkeypatch.setattr(figures, "save", lambda figure, path: kept.update({path.stem: figure}))
-    monkeypatch.setattr(page, "render_html", lambda markdown, results: "")
+    monkeypatch.setattr(page, "render_html", lambda *_: "")
     yield kept
     plt.close("all")
 
@@ -51,9 +51,14 @@ def tables(markdown: str) -> list[str]:
 def test_page_is_self_contained_and_shows_hostile_names_as_text(params):
     params(**{"data.path": "`![learning curves](../../../../../etc/hostname)`"})
     results = make_results(NAMES[:6], NAMES[6:])
-    task = replace(results.source.task, dataset=NAMES[0])
-    markdown = reported(replace(results, source=replace(results.source, task=task)))
+    photos = [f"photos/<b>{name}" for name in results.source.predictions["image"]]
+    test = replace(results.source.task.test, names=np.array(photos))
+    source = replace(results.source, task=replace(results.source.task, dataset=NAMES[0], test=test))
+    source = replace(source, predictions=source.predictions.assign(image=photos))
+    markdown = reported(replace(results, source=source))
     text = Path("reports/report.html").read_text()
+    assert f">{escape(photos[3])}</td>" in text  # a mistake
+    assert "x_t" not in markdown  # names of pictures stay out of Git
     assert f"<title>Transfer learning on {escape(NAMES[0])}</title>" in text
     assert [name for name in NAMES if f">{escape(name)}</td>" not in text] == []
     assert not set(re.findall(r"<([a-z]+)", text)) & {"script", "b", "i", "s", "iframe", "object", "base", "form"}
@@ -83,9 +88,9 @@ def test_of_many_classes_the_hardest_are_shown_in_figures_of_bounded_size(drawn)
     names = [f"class {i} {'x' * 99}" for i in range(400)]
     markdown = reported(make_results(names[:200], names[200:], {"train": 400, "test": 2000}))
     assert "and 170 more; images: 400 train" in markdown
-    by_class, of_target, confused = tables(markdown)[-3:]
-    assert len(by_class.splitlines()) == len(of_target.splitlines()) == 2 + 30
-    assert f"| {names[0]} | 10 | 90.0% (" in by_class  # images 0 to 9 are wrong, of ten classes
+    by_class, confused = tables(markdown)[-2:]
+    assert len(by_class.splitlines()) == 2 + 30 + 2 * 30
+    assert f"| {names[0]} | pretrain | 10 | 90.0% (" in by_class  # images 0 to 9 are wrong, of ten classes
     assert f"| pretrain | {names[0]} | {names[1]} | 1 |" in confused
     assert all(max(figure.get_size_inches()) <= 12 for figure in drawn.values())
     assert len(drawn["confusion_pretrain"].axes[0].texts) == 0
@@ -110,4 +115,7 @@ def test_figures_show_the_right_images_with_their_labels(drawn, channels):
     assert np.allclose([image.get_array() for image in lower], expected.mean(axis=-1))  # grey below the heat map
     assert [image.get_extent() for image in maps] == [image.get_extent() for image in lower]
     assert len({tuple(image.get_extent()) for image in upper + lower}) == 4
-    assert [text.get_text() for text in ax.texts] == ["hen\npredicted as\nfox (91%)", "fox\npredicted as\ngnu (43%)"]
+    assert [text.get_text() for text in ax.texts] == [
+        "x_test[50]\nhen\npredicted as\nfox (91%)",
+        "x_test[3]\nfox\npredicted as\ngnu (43%)",
+    ]

@@ -1,9 +1,12 @@
-"""Intervals compared with published values, everything else with values computed by hand."""
+"""Intervals compared with published values, tests and thresholds with values computed by hand.
+
+``tests/slow/test_report_numbers.py`` compares the others with scikit-learn.
+"""
 
 import numpy as np
-import pandas as pd
 import pytest
 
+from stages.predictions import accuracy_by_threshold, lowest_threshold
 from stages.reporting import statistics
 
 
@@ -41,24 +44,13 @@ def test_mcnemar_is_exact_and_two_sided(only_first, only_second, p):
     assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
 
 
-def test_interval_of_a_paired_difference_is_clopper_and_pearsons():
-    """8 of 10: 0.4439 to 0.9748 (Clopper and Pearson, 1934, as tabulated); here of 90 images 10 differ."""
-    found = statistics.paired_difference(*pair(8, 2))
-    expected = [(2 * share - 1) * 10 / 90 for share in (0.4439, 0.9748)]
-    assert [found.low, found.high] == pytest.approx(expected, abs=2e-5)
-
-
-def test_averages_weight_every_class_equally():
-    actual, predicted = pd.Series(list("aaaaaabbcc")), pd.Series(list("aaaaabbbaa"))
-    assert statistics.balanced_accuracy(actual, predicted) == pytest.approx((5 / 6 + 2 / 2 + 0 / 2) / 3)
-    assert statistics.macro_f1(actual, predicted) == pytest.approx((2 * 5 / (6 + 7) + 2 * 2 / (2 + 3) + 0) / 3)
-
-
-def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
-    """A bin includes its upper edge: 0.2 is in the third, 0.21 in the fourth."""
-    probability = pd.Series([0.9, 0.9, 0.9, 0.9, 0.5, 0.52, 1.0, 1.0, 0.2, 0.21])
-    table = statistics.reliability_table(probability, np.array([1, 1, 0, 0, 0, 0, 1, 1, 1, 0], bool))
-    assert table["probability"].tolist() == pytest.approx([0.2, 0.21, 0.51, 0.9, 1.0])
-    assert table["accuracy"].tolist() == [1, 0, 0, 0.5, 1]
-    assert table["images"].tolist() == [1, 1, 2, 4, 2]
-    assert statistics.calibration_error(table) == pytest.approx((0.8 + 0.21 + 2 * 0.51 + 4 * 0.4 + 0) / 10)
+def test_lowest_threshold_reaches_the_accuracy_on_the_images_above_it():
+    probability, correct = np.array([0.9, 0.5, 0.8, 0.6, 0.7, 0.7]), np.array([1, 0, 0, 1, 1, 1], bool)
+    curve = accuracy_by_threshold(probability, correct)
+    assert curve["threshold"] == [0, 0.6, 0.7, 0.8, 0.9]  # 0: every image is answered
+    assert curve["accuracy"] == pytest.approx([4 / 6, 4 / 5, 3 / 4, 1 / 2, 1])
+    assert curve["answered"] == pytest.approx([1, 5 / 6, 4 / 6, 2 / 6, 1 / 6])
+    assert [lowest_threshold(curve, wanted) for wanted in (0.5, 0.8, 0.81, 1.01)] == [0, 0.6, 0.9, None]
+    many = accuracy_by_threshold(np.linspace(0.2, 1, 12345), np.ones(12345, bool))
+    assert len(many["threshold"]) == 101
+    assert np.allclose(np.diff(many["answered"]), -0.01, atol=2e-4)
