@@ -28,6 +28,8 @@ from PIL import Image
 
 from stages.images.listing import list_files
 from stages.images.pictures import Picture, read_in_parallel
+from stages.images.resize import HOW
+from stages.predictions import FORMAT, lowest_threshold, probability_columns
 from stages.reporting.statistics import accuracy_interval
 from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import write_atomic
@@ -78,11 +80,10 @@ def choose_threshold(trained: Trained, wanted: float) -> float:
     if not (validation := trained.metadata.get("validation")):
         expected = "expected a model trained with validation images: -S data.validation_fraction=0.1"
         raise UserError(f"--unsure: the model's file has no accuracies by threshold, {expected}")
-    points = zip(validation["threshold"], validation["accuracy"], strict=True)
-    if not (reached := [threshold for threshold, accuracy in points if accuracy >= wanted]):
+    if (threshold := lowest_threshold(validation, wanted)) is None:
         best = f"{max(validation['accuracy']):.4f}, the best on the validation images"
         raise UserError(f"--unsure: was {wanted}, expected at most {best}")
-    return min(reached)
+    return threshold
 
 
 def classify(trained: Trained, paths: list[Path], page: bool) -> tuple[list[Path], np.ndarray, list[str], list[str]]:
@@ -96,7 +97,8 @@ def classify(trained: Trained, paths: list[Path], page: bool) -> tuple[list[Path
         raise UserError(f"the model takes arrays of shape {shape}, expected images (None, height, width, 1 or 3)")
     read, images, failed = list[Path](), list[str](), list[str]()
     p = [np.empty((0, len(trained.class_names)), np.float32)]
-    pictures = zip(paths, read_in_parallel(paths, shape[1:3]), strict=True)
+    fit = trained.metadata.get("fit", "crop")
+    pictures = zip(paths, read_in_parallel(paths, shape[1:3], fit if fit in HOW else "crop"), strict=True)
     while batch := list(islice(pictures, BATCH)):
         failed += [one_line(f"{path}: {error}") for path, error in batch if not isinstance(error, Picture)]
         read += [path for path, picture in batch if isinstance(picture, Picture)]
@@ -123,7 +125,7 @@ def describe(paths: list[Path], p: np.ndarray, names: list[str], top: int, thres
     records, class_of = [], {normalize("NFC", name): name for name in names}
     for path, row, best in zip(paths, p, np.argsort(-p, axis=1, kind="stable")[:, :top], strict=True):
         actual = class_of.get(normalize("NFC", path.parent.name), "")
-        predicted = names[best[0]] if row[best[0]] >= threshold else ""
+        predicted = names[best[0]] if round(float(row[best[0]]), 6) >= threshold else ""  # as it is rounded
         state = "unsure" if not predicted else "" if not actual else "right" if predicted == actual else "wrong"
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in best]
         record = {"image": str(path), "actual": actual, "predicted": predicted, "state": state, "classes": classes}
@@ -183,8 +185,8 @@ def main() -> None:
         if kind == "csv":  # the columns of the stages' predictions.csv
             columns = ["image", *(["actual"] if any(record["actual"] for record in records) else []), "predicted"]
             table = pd.DataFrame(records, columns=columns).assign(probability=p.max(axis=1))
-            table = table.join(pd.DataFrame(p, columns=[f"p: {name}" for name in trained.class_names]))
-            content = table.to_csv(index=False, float_format="%.6f")
+            table = table.join(pd.DataFrame(p, columns=probability_columns(trained.class_names)))
+            content = table.to_csv(index=False, float_format=FORMAT)
         elif kind == "json":
             content = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
         else:

@@ -36,11 +36,10 @@ def main() -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(3)
         return
-    datasets = loading.load_datasets(params.data, params.seed)
-    for side, task in split(*datasets, params.data, params.seed).items():
+    for side, task in split(*loading.load_datasets(params.data), params.data, params.seed).items():
         write_task(side, task)
         print(f"\n{side}: {task.dataset}, images {'x'.join(map(str, task.train.x.shape[1:]))}")
-        for note in task.notes:
+        for note in (*task.warnings, *task.notes):
             print(f"- {note}")
         print(count_classes(task).to_string(max_rows=MAX_ROWS))
 

@@ -24,7 +24,9 @@ def write_figures(results: Results) -> None:
         drawn[f"confusion_{r.stage}"] = figures.confusion(r.stage, r.predictions, r.task.class_names)
     for name, figure in drawn.items():
         figures.save(figure, REPORTS / "figures" / f"{name}.png")
-    figures.save(figures.mistakes(wrong), REPORTS / "mistakes.png")  # it shows images, which Git must not get
+    figures.save(
+        figures.mistakes(wrong, results.tuned[0].task), REPORTS / "mistakes.png"
+    )  # it shows images, which Git must not get
 
 
 @program

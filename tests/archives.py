@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from counting import counted
-from stages.images.dataset import read_dataset
+from stages.images.dataset import Dataset, read_dataset
 from stages.shared.errors import UserError
 
 TRAIN, TEST, CLASSES = 6, 4, 3
@@ -47,6 +47,11 @@ def npz(compression: int = zipfile.ZIP_STORED, **changes: bytes) -> bytes:
 def call(function: Callable, *arguments: object) -> object:
     """Make an object that calls the function when it is unpickled."""
     return type("Call", (), {"__reduce__": lambda self: (function, arguments)})()
+
+
+def arrays_of(dataset: Dataset) -> dict[str, object]:
+    """Return the images and labels of a dataset by the names of their arrays."""
+    return {f"{axis}_{name}": getattr(part, axis) for name, part in dataset.splits.items() for axis in "xy"}
 
 
 def refusal(path: Path, content: bytes | None = None, read: Callable[[Path], object] = read_dataset) -> str:

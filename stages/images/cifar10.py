@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.images.dataset import Dataset, validate_dataset
-from stages.shared.arrays import LazyArray
+from stages.images.dataset import Dataset, validate_arrays
 from stages.shared.errors import UserError, one_line
 
 ALLOWED = ("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct")
@@ -43,5 +42,4 @@ def read_cifar10(archive: Path, class_names: list[str]) -> Dataset:
             arrays[f"y_{split}"] = np.concatenate([batches[name][b"labels"] for name in names])
     except Exception as error:  # damaged archives and pickles raise nearly anything
         raise UserError(f"{archive}: not a CIFAR-10 archive: {type(error).__name__}: {one_line(error)}") from None
-    x_train, x_test = (LazyArray.of(arrays.pop(f"x_{split}")) for split in ("train", "test"))
-    return validate_dataset(archive, x_train, x_test, arrays)
+    return validate_arrays(archive, arrays)

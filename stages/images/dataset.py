@@ -1,32 +1,36 @@
 """A dataset of images and labels, and the validation of the arrays it is made of."""
 
-import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from stages.images.classes import check_class_names
 from stages.shared.arrays import LazyArray
 from stages.shared.errors import UserError, short_repr
 from stages.shared.npz import Header, read_npz
+from stages.shared.tasks import Split
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_CLASSES = 100_000
-BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # control characters that reverse text
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, uint8 (N, H, W, C), and labels, int64 (N,), indices into `class_names`; `notes` say how it was read."""
+    """Images and labels by split: train, and validation and test where the dataset has them.
+
+    `notes` and `warnings` say how it was read. `groups`: for some images, by name, the patient, video or burst they
+    belong to. `resized`: see `shared.tasks.Task`.
+    """
 
     name: str
-    x_train: LazyArray
-    y_train: np.ndarray
-    x_test: LazyArray
-    y_test: np.ndarray
     class_names: list[str]
+    splits: dict[str, Split]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    groups: dict[str, str] = field(default_factory=dict)
+    resized: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), np.uint8))
 
 
 def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
@@ -35,30 +39,30 @@ def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
     Images are uint8 (N, H, W, C) or (N, H, W), labels whole numbers (N,) or (N, 1).
     Raises `UserError` with one line that names file and key, with the value found and the value expected.
     """
-    arrays = read_npz(
+    arrays: dict[str, Any] = read_npz(
         path, KEYS, ("class_names",), lambda headers: _check_headers(path, headers), mapped=("x_train", "x_test")
     )
     if class_names is not None:
         arrays.setdefault("class_names", np.array(class_names))
-    return validate_dataset(path, LazyArray.of(arrays.pop("x_train")), LazyArray.of(arrays.pop("x_test")), arrays)
+    return validate_arrays(path, arrays)
 
 
-def validate_dataset(
-    path: Path, x_train: LazyArray, x_test: LazyArray, arrays: dict[str, np.ndarray], notes: tuple[str, ...] = ()
-) -> Dataset:
-    """Validate the content of the file or folder `path`; `arrays` holds labels and class names, see `read_dataset`."""
-    headers = {key: Header(array.shape, array.dtype) for key, array in arrays.items()}
-    headers |= {key: Header(x.shape, x.dtype) for key, x in (("x_train", x_train), ("x_test", x_test))}
-    _check_headers(path, headers)
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise UserError(f"{path}: x_test: images {x_test.shape[1:]}, expected {x_train.shape[1:]} as in x_train")
-    for key in ("y_train", "y_test"):
-        lowest, highest = arrays[key].min(), arrays[key].max()
-        if lowest < 0 or highest > np.iinfo(np.int64).max:
-            raise UserError(f"{path}: {key}: labels {lowest} to {highest}, expected 0 or more")
-    y_train, y_test = (arrays[key].reshape(-1).astype(np.int64) for key in ("y_train", "y_test"))
-    names = _class_names(path, arrays.get("class_names"), int(max(y_train.max(), y_test.max())))
-    return Dataset(path.stem, x_train, y_train, x_test, y_test, names, notes)
+def validate_arrays(path: Path, arrays: dict[str, Any]) -> Dataset:
+    """Validate the arrays of the file `path`, see `read_dataset`."""
+    images = {name: LazyArray.of(arrays[f"x_{name}"]) for name in ("train", "test")}
+    arrays = arrays | {f"x_{name}": x for name, x in images.items()}
+    _check_headers(path, {key: Header(array.shape, array.dtype) for key, array in arrays.items()})
+    shape, other = (x.shape[1:] for x in images.values())
+    if shape != other:
+        raise UserError(f"{path}: x_test: images {other}, expected {shape} as in x_train")
+    splits = {}
+    for name, x in images.items():
+        y = arrays[f"y_{name}"].reshape(-1)
+        if y.min() < 0 or y.max() > np.iinfo(np.int64).max:
+            raise UserError(f"{path}: y_{name}: labels {y.min()} to {y.max()}, expected 0 or more")
+        splits[name] = Split(x, y.astype(np.int64), np.array([f"x_{name}[{row}]" for row in range(len(y))]))
+    largest = max(int(split.y.max()) for split in splits.values())
+    return Dataset(path.stem, _class_names(path, arrays.get("class_names"), largest), splits)
 
 
 def _check_headers(path: Path, headers: dict[str, Header]) -> None:
@@ -92,15 +96,3 @@ def _class_names(path: Path, names: np.ndarray | None, largest: int) -> list[str
     if largest >= len(texts):
         raise UserError(f"{path}: label {largest}, expected less than the number of class_names, {len(texts)}")
     return texts
-
-
-def check_class_names(names: list[str]) -> list[str]:
-    """Return class names that tables, pages and terminals can show; raises `ValueError` that says what is expected."""
-    if len(set(names) - {""}) < len(names):
-        raise ValueError("different texts")
-    for name in names:
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDIRECTIONAL for c in name):
-            raise ValueError(f"no control characters as in {short_repr(name)}")
-        if re.search(r"<[a-zA-Z/!?]", name):  # `dvc plots` does not escape it
-            raise ValueError(f"no tag as in {short_repr(name)}: it would become part of the page of `dvc plots`")
-    return names

@@ -1,145 +1,90 @@
-"""Read a folder of pictures: one sub-folder per class, or a CSV file that lists them."""
+"""Read a folder of pictures."""
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from stages.images.dataset import Dataset, validate_dataset
-from stages.images.pictures import read_in_parallel
-from stages.settings import Data
+from stages.images.classes import check_class_names, choose_classes
+from stages.images.dataset import Dataset
+from stages.images.listing import list_pictures
+from stages.images.pictures import read_in_parallel, read_picture
+from stages.images.resize import HOW
+from stages.settings import MAX_SIDE, Data
 from stages.shared.arrays import LazyArray, temporary_array
 from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import PREPARED
-from stages.shared.inputs import is_ignored
+from stages.shared.tasks import Side, Split
 
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 MAX_LISTED = 100  # unreadable files
 
 
-def read_folder(folder: Path, size: tuple[int, int] | None, data: Data, seed: int) -> Dataset:
-    """Read all pictures of a folder, in the order of their file names, resized to `size` (H, W) if given.
+def read_folder(folder: Path, size: tuple[int, int] | None, data: Data, sides: tuple[Side, ...]) -> Dataset:
+    """Read the pictures of the classes chosen for `sides`, by file name, resized to `size` (H, W) if given.
 
-    A test split is made if there is none. Raises `UserError` if the folder is laid out otherwise, or with a list of
-    the unreadable files, unless ``data.unreadable`` is skip.
+    Raises `UserError` if the folder is laid out otherwise, or with a list of the unreadable files, unless
+    ``data.unreadable`` is skip; and if a class has none but these.
     """
-    table = _list_pictures(folder)
+    table = list_pictures(folder)
+    try:
+        names = check_class_names(sorted(set(table["label"])))
+    except ValueError as error:
+        raise UserError(f"{folder}: names of classes: {error}") from None
+    label = {name: i for i, name in enumerate(names)}
+    chosen = [names[i] for side in sides for i in choose_classes(data, side, names, one_dataset=len(sides) > 1)]
+    table = table[table["label"].isin(chosen)].reset_index(drop=True)
+    pixels, read, notes, resized = _read_pixels(folder, table["path"].tolist(), size, data)
+    if lost := set(table["label"]) - set(table["label"][read]):
+        raise UserError(f"{folder}: classes {short_repr(sorted(lost))}: none of their files can be read")
+    table["name"] = [one_line(path) for path in table["path"]]  # printable
+    table, images = table[read], LazyArray.of(pixels).take(np.flatnonzero(read))
+    splits = {}
+    for name in sorted(set(table["split"])):
+        rows = np.flatnonzero(table["split"] == name)
+        part = table.iloc[rows]
+        splits[name or "train"] = Split(images.take(rows), part["label"].map(label).to_numpy(), part["name"].to_numpy())
+    groups = {name: group for name, group in zip(table["name"], table["group"], strict=True) if group}
+    return Dataset(folder.name, names, splits, tuple(notes), groups=groups, resized=resized)
+
+
+def _read_pixels(
+    folder: Path, paths: list[str], size: tuple[int, int] | None, data: Data
+) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+    """Read pictures: uint8 (N, H, W, 3), which of them could be read, bool (N,), notes, and one resized in each way."""
     pixels, changes, sizes, failed = np.empty((0, 0, 0, 3), np.uint8), Counter[str](), set[tuple[int, int]](), []
-    read = np.zeros(len(table), bool)
-    for i, picture in enumerate(read_in_parallel([folder / path for path in table["path"]], size)):
-        if isinstance(picture, ValueError):
-            failed.append(one_line(f"{table['path'][i]}: {picture}"))
+    read, oblong = np.zeros(len(paths), bool), None
+    for i, picture in enumerate(read_in_parallel([folder / path for path in paths], size, data.fit)):
+        if isinstance(picture, OSError) and not isinstance(picture, FileNotFoundError):
+            raise UserError(f"{folder / paths[i]}: {picture.strerror}, expected a file that can be read")
+        if isinstance(picture, Exception):
+            failed.append(one_line(f"{paths[i]}: {getattr(picture, 'strerror', None) or picture}"))
             continue
-        if not read.any():
-            pixels = temporary_array((len(table), *picture.pixels.shape), np.uint8, PREPARED)
-        if picture.pixels.shape != pixels.shape[1:]:
-            expected = "expected one size, or a size to resize them to, say -S data.image_size=64 (32 to 96 make sense)"
-            raise UserError(f"{folder}: pictures of different sizes, {expected}")
+        shape = picture.pixels.shape
+        if not read.any() and max(shape[:2]) <= MAX_SIDE:
+            pixels = temporary_array((len(paths), *shape), np.uint8, PREPARED)
+        if shape != pixels.shape[1:]:
+            problem = "different sizes" if pixels.size else f"{shape[1]}x{shape[0]} pixels"
+            expected = f"expected one size up to {MAX_SIDE}, or a size to resize them to, say -S data.image_size=64"
+            raise UserError(f"{folder}: pictures of {problem}, {expected} (32 to 96 make sense)")
         pixels[i], read[i] = picture.pixels, True
         changes.update(picture.changes)
         sizes.add(picture.stored)
-    failed[MAX_LISTED:] = [f"and {len(failed) - MAX_LISTED} more"] if len(failed) > MAX_LISTED else []
+        oblong = i if oblong is None and picture.stored[0] * shape[0] != picture.stored[1] * shape[1] else oblong
+    listed = [*failed[:MAX_LISTED], *([f"and {len(failed) - MAX_LISTED} more"] if len(failed) > MAX_LISTED else [])]
     if failed and (data.unreadable == "stop" or not read.any()):
-        head = f"{folder}: {(~read).sum()} of {len(read)} files cannot be read:"
-        raise UserError("\n  ".join([head, *failed]) + "\nRemove them, or set data.unreadable=skip")
-    notes = [_describe_sizes(int(read.sum()), sizes, pixels.shape[1:3])]
+        advice = "Remove them, or set data.unreadable=skip" if data.unreadable == "stop" else ""
+        head = f"{folder}: {len(failed)} of {len(read)} files cannot be read:"
+        raise UserError("\n  ".join([head, *listed]) + f"\n{advice}".rstrip())
+    notes = [_describe_sizes(int(read.sum()), sizes, pixels.shape[1:3], data)]
     notes += [f"{change}: {count}" for change, count in sorted(changes.items())]
-    notes += [f"skipped: {text}" for text in failed]
-    images = LazyArray.of(pixels).take(np.flatnonzero(read))
-    return _split(folder, table[read], images, data.test_fraction, seed, notes)
+    resized = np.empty((0, *pixels.shape[1:]), np.uint8)
+    if size and oblong is not None:
+        resized = np.stack([read_picture(folder / paths[oblong], size, fit).pixels for fit in HOW])
+    return pixels, read, [*notes, *(f"skipped: {text}" for text in listed)], resized
 
 
-def _list_pictures(folder: Path) -> pd.DataFrame:
-    """List the folder's pictures in the order of their names: columns path (in the folder), label, split (or empty)."""
-    if links := [path.name for path in folder.iterdir() if path.is_symlink() and path.is_dir()]:
-        raise UserError(f"{folder}: {short_repr(links)}: links to folders, expected folders")
-    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    files = [path for path in found if path.name not in SYSTEM_FILES and not is_ignored(path)]
-    lists = [path for path in files if path.suffix.lower() == ".csv" and len(path.parts) == 1]
-    if lists:
-        return _read_list(folder, lists)
-    tops = {path.parts[0].lower() for path in files if len(path.parts) > 1}
-    level = 1 if tops and tops <= set(SPLIT_NAMES) else 0
-    if alone := [path.as_posix() for path in files if len(path.parts) < level + 2]:
-        some = f"{len(alone)} pictures in no class's folder ({', '.join(sorted(alone)[:3])})"
-        raise UserError(f"{folder}: {some}, expected {folder}/CLASS/PICTURE")
-    rows = [(path.as_posix(), path.parts[level], path.parts[0].lower() if level else "") for path in files]
-    return _check_table(folder, pd.DataFrame(rows, columns=["path", "label", "split"]))
-
-
-def _read_list(folder: Path, lists: list[Path]) -> pd.DataFrame:
-    """Read the CSV file that lists the pictures."""
-    if len(lists) > 1:
-        raise UserError(f"{folder}: {short_repr([str(path) for path in lists])}: expected one list of pictures (.csv)")
-    path = folder / lists[0]
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: {one_line(error)}, expected columns path, label and, optionally, split") from None
-    if not {"path", "label"} <= set(table) <= {"path", "label", "split"}:
-        raise UserError(f"{path}: columns {short_repr(list(table))}, expected path, label and, optionally, split")
-    outside = [p for p in table["path"] if Path(p).is_absolute() or ".." in Path(p).parts]
-    if outside:
-        raise UserError(f"{path}: {short_repr(outside)}: expected paths in {folder}, which DVC tracks")
-    return _check_table(folder, table if "split" in table else table.assign(split=""))
-
-
-def _check_table(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Name splits train and test: val is the test split if there is no other, else trained on."""
-    if table.empty:
-        raise UserError(f"{folder}: no pictures, expected {folder}/CLASS/PICTURE")
-    given = set(table["split"])
-    if given != {""} and (unknown := given - set(SPLIT_NAMES)):
-        expected = f"expected some of {list(SPLIT_NAMES)}, or none at all"
-        raise UserError(f"{folder}: split {short_repr(sorted(unknown))}, {expected}")
-    splits = table["split"].map(SPLIT_NAMES | {"": ""})
-    splits = splits.replace({"val": "train" if "test" in set(splits) else "test"})
-    if given != {""} and set(splits) != {"train", "test"}:
-        raise UserError(f"{folder}: splits {sorted(given)}, expected train and test (or val), or none")
-    table = table.assign(split=splits, name=[Path(path).name for path in table["path"]])
-    return table.sort_values(["name", "path"], ignore_index=True)
-
-
-def _describe_sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, ...]) -> str:
+def _describe_sizes(count: int, stored: set[tuple[int, int]], size: tuple[int, ...], data: Data) -> str:
     (least, low), (most, high) = (map(choose, zip(*stored, strict=True)) for choose in (min, max))
     sizes = f"{least}x{low}" if len(stored) == 1 else f"{least} to {most} x {low} to {high}"
-    resized = "" if stored == {size[::-1]} else f", shorter side resized and centre cropped to {size[1]}x{size[0]}"
+    resized = "" if stored == {size[::-1]} else f", resized to {size[1]}x{size[0]}: {HOW[data.fit]}"
     return f"{count} pictures of {sizes} pixels{resized}"
-
-
-def _split(
-    folder: Path, table: pd.DataFrame, images: LazyArray, test_fraction: float, seed: int, notes: list[str]
-) -> Dataset:
-    """Split pictures into train and test; equal pictures, by the hash of their pixels, never cross the split."""
-    names = sorted(set(table["label"]))
-    labels = table["label"].map({name: i for i, name in enumerate(names)}).to_numpy()
-    hashes = np.array([hashlib.sha256(image.data).hexdigest() for batch in images.batches() for image in batch])
-    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
-    if (copies := len(labels) - len(first)) > 0:
-        notes.append(f"exact duplicates: {copies}")
-    if table["split"].iloc[0]:
-        test = (table["split"] == "test").to_numpy()
-        in_test = np.isin(group, group[test]) & ~test
-        if in_test.any():
-            notes.append(f"left out of the training images, as they are test images, too: {in_test.sum()}")
-        train = ~test & ~in_test
-    else:
-        rng, in_test_group = np.random.default_rng(seed), np.zeros(len(first), bool)
-        for label, name in enumerate(names):
-            groups = rng.permutation(np.flatnonzero(labels[first] == label))
-            if len(groups) < 2:
-                expected = "expected at least 2, one of them for testing"
-                raise UserError(f"{folder}: class {short_repr(name)} has {len(groups)} different pictures, {expected}")
-            in_test_group[groups[: min(len(groups) - 1, max(1, round(test_fraction * len(groups))))]] = True
-        test = in_test_group[group]
-        train = ~test
-        notes.append(f"test images split off, of all classes: {test.sum()}")
-    arrays = {"y_train": labels[train], "y_test": labels[test], "class_names": np.array(names)}
-    x_train, x_test = (images.take(np.flatnonzero(rows)) for rows in (train, test))
-    return validate_dataset(folder, x_train, x_test, arrays, tuple(notes))

@@ -9,15 +9,17 @@ from pydantic import AfterValidator, Field
 
 from stages.download import Pointer, fetch
 from stages.images.cifar10 import read_cifar10
-from stages.images.dataset import Dataset, check_class_names, read_dataset
+from stages.images.classes import check_class_names, choose_classes
+from stages.images.dataset import Dataset, read_dataset
 from stages.images.folders import read_folder
 from stages.images.resize import resize_dataset, to_rgb
-from stages.images.split import label_numbers
 from stages.settings import Data
 from stages.shared.errors import UserError
 from stages.shared.inputs import refuse_untracked
+from stages.shared.tasks import Side
 from stages.shared.yaml_files import read_yaml
 
+SIDES: tuple[Side, ...] = ("source", "target")
 KINDS = "arrays (.npz), a folder of pictures, or a pointer (.yaml)"
 READERS: dict[str, Callable[[Path, list[str]], Dataset]] = {"cifar10-python": read_cifar10, "npz": read_dataset}
 
@@ -45,10 +47,10 @@ def dataset_paths(data: Data) -> tuple[Path, Path]:
 
 def check_classes_of_pointers(data: Data) -> None:
     """Raise `SettingError` if the chosen classes are not those of a pointer, before its archive is downloaded."""
-    for side, path in zip(("source", "target"), dataset_paths(data), strict=True):
+    one_dataset, sides = is_same(Path(data.target_path)), dict(zip(SIDES, dataset_paths(data), strict=True))
+    for side, path in sides.items():
         if path.suffix in (".yaml", ".yml"):
-            names = DatasetPointer.read(path, f"{KINDS}: data.path").class_names
-            label_numbers(getattr(data, f"{side}_classes"), names, f"data.{side}_classes")
+            choose_classes(data, side, DatasetPointer.read(path, f"{KINDS}: data.path").class_names, one_dataset)
 
 
 def find(path: Path) -> tuple[DatasetPointer | None, Path]:
@@ -66,42 +68,44 @@ def find(path: Path) -> tuple[DatasetPointer | None, Path]:
     if not path.exists():
         tracked = path.with_name(f"{path.name}.dvc").exists()
         expected = "`dvc pull` gets it from where it was pushed to" if tracked else f"expected {KINDS}: data.path"
-        raise UserError(f"{path}: {'not in this clone' if tracked else 'No such file or directory'}; {expected}")
+        shown = path if str(path) == str(path).strip() else repr(str(path))  # a space before it cannot be seen
+        raise UserError(f"{shown}: {'not in this clone' if tracked else 'No such file or directory'}; {expected}")
     refuse_untracked(path)
     return None, path
 
 
-def load(path: Path, data: Data, seed: int, size: tuple[int, int] | None = None) -> Dataset:
-    """Read a dataset and resize its images to `size` (H, W) if given.
+def load(path: Path, data: Data, sides: tuple[Side, ...], size: tuple[int, int] | None = None) -> Dataset:
+    """Read the dataset of one or both tasks, and resize its images to `size` (H, W) if given.
 
-    Raises as `find` does, and for invalid content of the file or folder.
+    Of a folder, only pictures of the chosen classes are read. Raises as `find` does, and for invalid content of the
+    file or folder.
     """
     pointer, found = find(path)
     if found.is_dir():
-        return replace(read_folder(found, size, data, seed), name=path.name)
+        return replace(read_folder(found, size, data, sides), name=path.name)
     if pointer:
         dataset = replace(READERS[pointer.format](found, pointer.class_names), name=pointer.name)
     else:
         dataset = read_dataset(found)
-    return resize_dataset(path, dataset, size) if size else dataset
+    return resize_dataset(path, dataset, size, data.fit) if size else dataset
 
 
-def load_datasets(data: Data, seed: int) -> tuple[Dataset, Dataset]:
+def load_datasets(data: Data) -> tuple[Dataset, Dataset]:
     """Read the source's and the target's dataset, which may be the same object, with images of one size.
 
     The size is ``data.image_size``, or that of the source's images. Grey images become RGB if the others are. Raises
     as `load` does.
     """
-    path, side = Path(data.path), data.image_size
-    source = load(path, data, seed, (side, side) if side else None)
-    if is_same(Path(data.target_path)):
-        return source, source
-    if data.target_path == data.path:
-        return source, replace(source)  # named twice: the tasks may share classes
-    height, width, channels = source.x_train.shape[1:]
-    target = load(Path(data.target_path), data, seed, (height, width))
-    if (others := target.x_train.shape[3]) == channels:
+    path, target_path, side = Path(data.path), Path(data.target_path), data.image_size
+    size = (side, side) if side else None
+    if is_same(target_path):
+        dataset = load(path, data, SIDES, size)
+        return dataset, dataset
+    source = load(path, data, ("source",), size)
+    height, width, channels = source.splits["train"].x.shape[1:]
+    target = load(target_path, data, ("target",), (height, width))
+    if (others := target.splits["train"].x.shape[3]) == channels:
         return source, target
     if {channels, others} != {1, 3}:
-        raise UserError(f"{data.target_path}: {others} channels, expected {channels}, as {path} has, or grey and RGB")
+        raise UserError(f"{target_path}: {others} channels, expected {channels}, as {path} has, or grey and RGB")
     return to_rgb(source), to_rgb(target)

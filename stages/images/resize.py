@@ -1,8 +1,10 @@
 """Bring images to one size and to the same channels."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,34 +12,48 @@ from PIL import Image, ImageOps
 from stages.images.dataset import Dataset
 from stages.shared.errors import UserError
 
+Fit = Literal["crop", "pad", "stretch"]
+HOW: dict[Fit, str] = {
+    "crop": "shorter side, then centre cropped",
+    "pad": "longer side, then padded",
+    "stretch": "stretched",
+}
 
-def crop_to_fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize a picture's shorter side and crop the centre to the size (H, W)."""
-    return ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+
+def resize(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """Resize a picture to the size (H, W), see `HOW`."""
+    if fit == "stretch":
+        return picture.resize(size[::-1], Image.Resampling.BICUBIC)
+    return {"crop": ImageOps.fit, "pad": ImageOps.pad}[fit](picture, size[::-1], Image.Resampling.BICUBIC)
 
 
-def resize_dataset(path: Path, dataset: Dataset, size: tuple[int, int]) -> Dataset:
-    """Resize all images to (H, W) with `crop_to_fit`; raises `UserError` unless they have 1, 3 or 4 channels."""
-    _, *old, channels = dataset.x_train.shape
+def resize_dataset(path: Path, dataset: Dataset, size: tuple[int, int], fit: Fit) -> Dataset:
+    """Resize all images to (H, W); raises `UserError` unless they have 1, 3 or 4 channels."""
+    _, *old, channels = dataset.splits["train"].x.shape
     if tuple(old) == size:
         return dataset
     if channels not in (1, 3, 4):
         raise UserError(f"{path}: images of {channels} channels, expected 1, 3 or 4 to resize them: data.image_size")
 
-    def resize(images: np.ndarray) -> np.ndarray:
+    def resize_all(images: np.ndarray) -> np.ndarray:
         pictures = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in images)
-        return np.stack([np.asarray(crop_to_fit(picture, size)).reshape(*size, channels) for picture in pictures])
+        return np.stack([np.asarray(resize(picture, size, fit)).reshape(*size, channels) for picture in pictures])
 
-    train, test = (x.map(resize, (*size, channels)) for x in (dataset.x_train, dataset.x_test))
-    note = f"resized from {old[1]}x{old[0]} to {size[1]}x{size[0]} pixels: shorter side, then centre cropped"
-    return replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, note))
+    note = f"resized from {old[1]}x{old[0]} to {size[1]}x{size[0]} pixels: {HOW[fit]}"
+    return _map(dataset, resize_all, (*size, channels), note)
 
 
 def to_rgb(dataset: Dataset) -> Dataset:
     """Convert grey images to RGB."""
-    if dataset.x_train.shape[3] == 3:
+    height, width, channels = dataset.splits["train"].x.shape[1:]
+    if channels == 3:
         return dataset
-    height, width, _ = dataset.x_train.shape[1:]
-    repeat = functools.partial(np.repeat, repeats=3, axis=3)
-    train, test = (x.map(repeat, (height, width, 3)) for x in (dataset.x_train, dataset.x_test))
-    return replace(dataset, x_train=train, x_test=test, notes=(*dataset.notes, "grey made RGB"))
+    return _map(dataset, functools.partial(np.repeat, repeats=3, axis=3), (height, width, 3), "grey made RGB")
+
+
+def _map(
+    dataset: Dataset, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int], note: str
+) -> Dataset:
+    """Apply a function to all images, which makes images of `shape`."""
+    splits = {name: replace(split, x=split.x.map(function, shape)) for name, split in dataset.splits.items()}
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note))

@@ -1,86 +1,173 @@
 """Split datasets into the source task and the target task, and each task into train, validation and test."""
 
-import numpy as np
+import zlib
+from hashlib import blake2b
 
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from stages.images.classes import choose_classes
 from stages.images.dataset import Dataset
 from stages.settings import Data
-from stages.shared.errors import SettingError, short_repr
-from stages.shared.tasks import Side, Split, Task
+from stages.shared.errors import SettingError, UserError, short_repr
+from stages.shared.tasks import SPLITS, Side, Split, Task
+
+MAX_LISTED = 20  # pictures with several labels
 
 
 def split(source: Dataset, target: Dataset, data: Data, seed: int) -> dict[Side, Task]:
     """Make the two tasks of two datasets, which may be the same object.
 
-    Raises `SettingError` if they lack the classes or images that `data` asks for.
+    Equal images, and those of one group (``data.groups``), are never in two of train, validation and test; nor are the
+    target's test images in the source's train or validation split. Raises `SettingError` if the datasets lack the
+    classes or images that `data` asks for.
     """
-    labels = label_numbers(data.source_classes, source.class_names, "data.source_classes")
-    target_labels = label_numbers(data.target_classes, target.class_names, "data.target_classes")
-    if target is source and (both := [source.class_names[label] for label in target_labels if label in labels]):
+    one = target is source
+    sides: dict[Side, Dataset] = {"source": source, "target": target}
+    labels = {side: choose_classes(data, side, dataset.class_names, one) for side, dataset in sides.items()}
+    if one and (both := [source.class_names[label] for label in labels["target"] if label in labels["source"]]):
         raise SettingError("data.target_classes", both, "none of data.source_classes")
-    return {
-        "source": _task(source, labels, data, data.source_per_class, seed, "source"),
-        "target": _task(target, target_labels, data, data.target_per_class, seed, "target"),
-    }
+    parts = {side: _Images(dataset, labels[side], data, seed, side) for side, dataset in sides.items()}
+    if data.groups and not any(images.grouped for images in parts.values()):
+        expected = f"a pattern found in names such as {short_repr(str(parts['target'].table['name'].iloc[0]))}"
+        raise SettingError("data.groups", data.groups, expected)
+    for images in parts.values():
+        images.assign_splits()
+    tests = parts["target"].table
+    seen = parts["source"].table["hash"].isin(tests["hash"][tests["split"] == "test"])
+    parts["source"].leave_out(seen, "test images of the target task")
+    kept = one and len(labels["source"]) == len(labels["target"])
+    of_dataset = f"{len(labels['target'])} classes of {'the same' if one else 'another'} dataset"
+    parts["target"].notes.append(f"head: auto {'keeps the' if kept else 'starts a new'} output layer: {of_dataset}")
+    return {side: images.make_task(one) for side, images in parts.items()}
 
 
-def label_numbers(classes: list[int | str], names: list[str], key: str) -> list[int]:
-    """Convert classes given by number or name to label numbers; raises `SettingError` for unknown or repeated ones."""
-    if classes == ["all"]:
-        if len(names) < 2:
-            raise SettingError(key, "all", f"at least 2 classes, but the dataset has {short_repr(names)}")
-        return list(range(len(names)))
-    labels = []
-    for given in classes:
-        if given not in names and not (isinstance(given, int) and given < len(names)):
-            raise SettingError(key, given, f"a number below {len(names)} or one of {short_repr(names)}")
-        labels.append(given if isinstance(given, int) else names.index(given))
-    if len(set(labels)) < len(labels):
-        raise SettingError(key, classes, "each class once, by number or by name")
-    return labels
+class _Images:
+    """The images of a task: a table with their split, row there, label `y`, name, hash, and group."""
 
+    def __init__(self, dataset: Dataset, labels: list[int], data: Data, seed: int, side: Side):
+        self.dataset, self.data, self.seed, self.side = dataset, data, seed, side
+        self.class_names = [dataset.class_names[label] for label in labels]
+        self.notes, self.warnings = list(dataset.notes), list(dataset.warnings)
+        number = np.full(len(dataset.class_names), -1)
+        number[labels] = np.arange(len(labels))
+        parts = []
+        for name, part in dataset.splits.items():
+            rows = np.flatnonzero(number[part.y] >= 0)
+            hashes = (blake2b(np.ascontiguousarray(part.x.stored[i]).data, digest_size=16) for i in part.x.rows[rows])
+            columns = {"row": rows, "y": number[part.y[rows]], "name": part.names[rows]}
+            parts.append(pd.DataFrame({"given": name, "split": name, **columns, "hash": [h.digest() for h in hashes]}))
+        self.table = pd.concat(parts, ignore_index=True)
+        self.grouped = False
+        self.table["group"] = self._find_groups()
 
-def _task(dataset: Dataset, labels: list[int], data: Data, per_class: int | None, seed: int, side: Side) -> Task:
-    """Select a task's images; its labels are numbered from 0 in the order of `labels`."""
-    new_label = np.full(len(dataset.class_names), -1)
-    new_label[labels] = np.arange(len(labels))
-    y_train, y_test = new_label[dataset.y_train], new_label[dataset.y_test]
-    names = [dataset.class_names[label] for label in labels]
-    if missing := [names[label] for label in range(len(labels)) if label not in y_test]:
-        raise SettingError(f"data.{side}_classes", missing, "classes with test images")
-    key = f"data.{side}_per_class"
-    held_out, kept = _hold_out(y_train, names, data.validation_fraction, per_class, seed, key)
-    train, validation = (
-        Split(dataset.x_train.take(rows), y_train[rows], _row_names("x_train", rows)) for rows in (kept, held_out)
-    )
-    rows = np.flatnonzero(y_test >= 0)
-    test = Split(dataset.x_test.take(rows), y_test[rows], _row_names("x_test", rows))
-    return Task(dataset.name, names, train, validation, test, dataset.notes)
+    def _find_groups(self) -> np.ndarray:
+        """Number the groups of images that belong in one split: equal ones, and those of one patient or video."""
+        equal, found = pd.factorize(self.table["hash"])
+        if copies := len(equal) - len(found):
+            self.notes.append(f"exact duplicates: {copies}")
+            several = self.table.groupby("hash")["y"].transform("nunique") > 1
+            self._warn_of_several_labels(self.table[several])
+        names, pattern = self.table["name"].astype(str), self.data.groups
+        key = names.str.extract(pattern, expand=False) if pattern else names.map(self.dataset.groups)
+        keyed = key.notna().to_numpy()
+        if not keyed.any():
+            return equal
+        self.grouped = True
+        code, keys = pd.factorize(key[keyed])
+        edges = coo_array((np.ones(len(code)), (equal[keyed], len(found) + code)), shape=[len(found) + len(keys)] * 2)
+        self.notes.append(f"groups, none of them in two splits: {len(keys)}")
+        return pd.factorize(connected_components(edges)[1][equal])[0]
 
+    def _warn_of_several_labels(self, images: pd.DataFrame) -> None:
+        labelled = images["name"].str.cat([short_repr(self.class_names[y]) for y in images["y"]], " is ")
+        pictures = labelled.groupby(images["hash"], sort=False).agg(" but ".join).tolist()
+        if not pictures:
+            return
+        more = f", and {len(pictures) - MAX_LISTED} more" if len(pictures) > MAX_LISTED else ""
+        listed = ", ".join(pictures[:MAX_LISTED])
+        self.warnings.append(f"pictures with several labels ({len(pictures)}): {listed}{more}")
 
-def _row_names(array: str, rows: np.ndarray) -> np.ndarray:
-    return np.array([f"{array}[{row}]" for row in rows], str)
+    def assign_splits(self) -> None:
+        """Hold out test and validation images where the dataset has no such split, and leave out what is in two."""
+        table, fraction = self.table, self.data.validation_fraction
+        if "test" not in self.dataset.splits:
+            table.loc[self._hold_out(self.data.test_fraction), "split"] = "test"
+            self.notes.append(f"test images split off: {(table['split'] == 'test').sum()}")
+        self.leave_out(table["group"].isin(table["group"][table["split"] == "test"]), "test images, too")
+        if "validation" in self.dataset.splits and fraction:
+            expected = f"0: {self.dataset.name} has a validation split of its own"
+            raise SettingError("data.validation_fraction", fraction, expected)
+        if fraction:
+            table.loc[self._hold_out(fraction), "split"] = "validation"
+        of_validation = table["group"].isin(table["group"][table["split"] == "validation"])
+        self.leave_out(of_validation & (table["split"] == "train"), "validation images, too")
 
+    def leave_out(self, images: pd.Series, why: str) -> None:
+        """Leave images out of training and validation."""
+        images &= self.table["split"].isin(["train", "validation"])
+        if images.any():
+            self.table.loc[images, "split"] = ""
+            self.warnings.append(f"images left out of training, as they are {why} ({images.sum()})")
 
-def _hold_out(
-    y: np.ndarray, names: list[str], fraction: float, per_class: int | None, seed: int, key: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the rows held out for validation, and those kept for training, class by class.
+    def _hold_out(self, fraction: float) -> pd.Series:
+        """Choose a fraction of the training images of each class, at least one and never all, in whole groups."""
+        held: list[int] = []
+        for name, own in self._training_images():
+            order = self._permute(own["group"], name)
+            if len(order) < 2:
+                problem = f"class {short_repr(name)} has {len(order)} different pictures"
+                raise UserError(f"{self.dataset.name}: {problem}, expected at least 2, one of them to hold out")
+            sizes = own.drop_duplicates("hash")["group"].value_counts()  # copies do not count
+            left = min(max(1, round(fraction * sizes.sum())), sizes.sum() - 1)
+            fitting = []
+            for group in order[::-1]:
+                if sizes[group] <= left:
+                    fitting.append(group)
+                    left -= sizes[group]
+            held += fitting or [sizes.idxmin()]
+        return (self.table["split"] == "train") & self.table["group"].isin(held)
 
-    `y`: labels, int64 (N,), indices into `names`; others are ignored. The rows held out do not depend on `per_class`,
-    and a smaller `per_class` keeps the beginning of a larger one: one image of each class in turn. If all are kept,
-    they stay in order.
-    """
-    rng = np.random.default_rng(seed)
-    held_out, kept = [], []
-    for label, name in enumerate(names):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        held = round(fraction * len(rows))
-        left = len(rows) - held
-        if left < (per_class or 1) or (fraction and not held):
-            wanted = f"{per_class or 'some'} for training" + (" and some held out" if fraction else "")
-            has = f"{name!r} has {len(rows)} training images, of which data.validation_fraction holds out {held}"
-            raise SettingError(key, per_class, f"{wanted}, but {has}")
-        held_out.append(rows[left:])
-        kept.append(rows[: per_class or left])
-    all_kept = np.sort(np.concatenate(kept)) if per_class is None else np.stack(kept, axis=1).reshape(-1)
-    return np.sort(np.concatenate(held_out)), all_kept
+    def _training_images(self) -> list[tuple[str, pd.DataFrame]]:
+        """List each class's name and training images."""
+        training = self.table[self.table["split"] == "train"]
+        return [(name, training[training["y"] == y]) for y, name in enumerate(self.class_names)]
+
+    def _permute(self, groups: pd.Series, name: str) -> np.ndarray:
+        """Permute a class's groups; the order depends on nothing but these, its name, and the seed."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())]).permutation(np.unique(groups))
+
+    def make_task(self, one_dataset: bool) -> Task:
+        """Make the task; ``source_per_class`` or ``target_per_class`` selects training images.
+
+        A smaller number selects the beginning of a larger one: an image of each class in turn.
+        """
+        table, key = self.table, f"data.{self.side}_per_class"
+        per_class, selected = getattr(self.data, f"{self.side}_per_class"), []
+        tested = set(table["y"][table["split"] == "test"])
+        if missing := [name for y, name in enumerate(self.class_names) if y not in tested]:
+            raise SettingError(f"data.{self.side}_classes", missing, "classes with test images")
+        for y, (name, own) in enumerate(self._training_images()):
+            if len(own) < (per_class or 1):
+                counts = table["split"][table["y"] == y].replace("", "left out").value_counts().to_dict()
+                expected = f"{per_class or 'some'} for training, but {short_repr(name)} has the images {counts}"
+                raise SettingError(key, per_class, expected)
+            order = self._permute(own["group"], name)
+            place = own["group"].map(pd.Series(range(len(order)), order))
+            selected.append(place.sort_values(kind="stable").index[:per_class])
+        splits = {name: table[table["split"] == name] for name in SPLITS}
+        if per_class:
+            splits["train"] = table.loc[np.stack(selected, axis=1).ravel()]
+        train, validation, test = map(self._make_split, splits.values())
+        said = tuple(self.notes), tuple(self.warnings)
+        name, fit = self.dataset.name, self.data.fit
+        parts = train, validation, test
+        return Task(name, self.class_names, *parts, *said, fit, one_dataset, self.dataset.resized)
+
+    def _make_split(self, images: pd.DataFrame) -> Split:
+        """Select images, which come from one split of the dataset."""
+        given = self.dataset.splits[images["given"].iloc[0] if len(images) else "train"]
+        x = given.x.take(images["row"].to_numpy())
+        return Split(x, images["y"].to_numpy(), images["name"].to_numpy(str))

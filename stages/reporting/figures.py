@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from stages.predictions import accuracy_by_threshold
 from stages.reporting.results import MANY, ModelResult, hardest
 from stages.shared.files import write_atomic
+from stages.shared.tasks import Task
 
 mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
@@ -133,15 +134,22 @@ def calibration(models: list[ModelResult]) -> Figure:
     return figure
 
 
-def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]]) -> Figure:
+def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]], task: Task) -> Figure:
     """Draw each model's mistakes in two rows: the images, and the same under their heat maps.
 
     For each model: rows of its predictions, their images, uint8 (n, H, W, C), and maps, float32 (n, h, w), 0 to 1.
+    Below, a picture of the target `task`, resized in each way, if it has one.
     """
-    figure = plt.figure(figsize=(12, 3.9 * len(shown)), layout="constrained")
-    panels = figure.subfigures(len(shown), squeeze=False)[:, 0]
+    heights = [3.9] * len(shown) + [2.2] * (len(task.resized) > 0)
+    figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
+    panels = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    if len(task.resized):
+        panels[-1].suptitle(f"resized with data.fit={task.fit}", x=0.01, ha="left", fontsize=10, weight="bold")
+        for ax, way, pixels in zip(panels[-1].subplots(1, 3), ("crop", "pad", "stretch"), task.resized, strict=True):
+            ax.imshow(pixels)
+            ax.set(xticks=[], yticks=[], xlabel=way)
     columns = max(1, *(len(wrong) for wrong, _, _ in shown.values()))
-    for panel, (stage, (wrong, images, maps)) in zip(panels, shown.items(), strict=True):
+    for panel, (stage, (wrong, images, maps)) in zip(panels, shown.items(), strict=False):
         panel.suptitle(f"{stage}{'' if len(wrong) else ': no mistakes'}", x=0.01, ha="left", fontsize=10, weight="bold")
         ax = panel.subplots()  # one for all: a grid of axes takes a second to draw
         height = images.shape[1] / images.shape[2]

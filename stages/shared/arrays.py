@@ -32,7 +32,7 @@ class LazyArray:
     @classmethod
     def of(cls, stored: np.ndarray) -> "LazyArray":
         """Wrap a whole array, uint8 (N, H, W, C) or (N, H, W)."""
-        shape = stored.shape if stored.ndim == 4 else (*stored.shape, 1)
+        shape = (*stored.shape, 1) if stored.ndim == 3 else stored.shape
         return cls(stored, np.arange(len(stored)), shape, lambda batch: batch.reshape(len(batch), *shape[1:]))
 
     @property

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from stages.settings import PARAMS, leaves
@@ -71,4 +72,4 @@ def refuse_untracked(path: Path) -> None:
         raise UserError(f"{path}: Git says: {one_line(result.stderr)}")
     if found := result.stdout.partition("\n")[0]:
         problem = f"{found}: not under version control, and an experiment would put it into Git"
-        raise UserError(f"{problem}: `dvc add {path}`, or `git add {found}` if Git has the others")
+        raise UserError(f"{problem}: `dvc add {quote(str(path))}`, or `git add {quote(found)}` if Git has the others")

@@ -15,20 +15,25 @@ Side = Literal["source", "target"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images `x`, uint8 (N, H, W, C), 0-255, labels `y`, int64 (N,), indices into the task's class names, and `names`.
+    """Images `x`, uint8 (N, H, W, C), 0-255, labels `y`, int64 (N,), indices into the class names, and `names` (N,).
 
-    A name, text (N,), is the picture's path in its dataset's folder, or its row of an array: ``x_train[17]``.
-    Images are mapped from the file, so only those in use are in memory.
+    An image's name is its path in the dataset's folder, or its row, such as ``x_test[17]``. Images are mapped from the
+    file, so only those in use are in memory.
     """
 
     x: Any  # np.ndarray; while it is prepared, LazyArray
     y: np.ndarray
-    names: np.ndarray = field(default_factory=lambda: np.array([], str))
+    names: np.ndarray
 
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task; `dataset` names the dataset, `notes` say how it was read."""
+    """One classification task; `dataset` names the dataset.
+
+    `notes` say how it was read, `warnings` belong at the top of a report. `fit` says how pictures were resized, see
+    ``data.fit``, and `resized` has one picture in each way, uint8 (3, H, W, 3), or none, (0, H, W, 3). `one_dataset`:
+    source and target task have different classes of the same dataset.
+    """
 
     dataset: str
     class_names: list[str]
@@ -36,6 +41,10 @@ class Task:
     validation: Split
     test: Split
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    fit: str = "crop"
+    one_dataset: bool = True
+    resized: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), np.uint8))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -58,20 +67,21 @@ def write_task(side: Side, task: Task) -> None:
     arrays: dict[str, np.ndarray | LazyArray] = {"class_names": np.array(task.class_names)}
     for name in SPLITS:
         split = getattr(task, name)
-        arrays |= {f"x_{name}": split.x, f"y_{name}": split.y, f"names_{name}": split.names}
-    arrays["dataset"] = np.array([task.dataset])
-    if task.notes:
-        arrays["notes"] = np.array(task.notes)
+        arrays |= {f"x_{name}": split.x, f"y_{name}": split.y, f"names_{name}": np.asarray(split.names, np.str_)}
+    arrays |= {"dataset": np.array([task.dataset, task.fit]), "one_dataset": np.array(task.one_dataset)}
+    arrays["resized"] = task.resized
+    arrays |= {key: np.array(getattr(task, key), np.str_) for key in ("notes", "warnings")}
     write_npz(PREPARED / f"{side}.npz", arrays)
 
 
 def read_task(side: Side) -> Task:
     """Read ``data/prepared/<side>.npz``; raises `UserError` if it is missing or damaged."""
-    keys = tuple(f"{axis}_{name}" for name in SPLITS for axis in ("x", "y", "names"))
+    keys = tuple(f"{kind}_{name}" for name in SPLITS for kind in ("x", "y", "names"))
     images = tuple(key for key in keys if key[0] == "x")
-    arrays = read_npz(PREPARED / f"{side}.npz", (*keys, "class_names", "dataset"), ("notes",), mapped=images)
-    train, validation, test = (
-        Split(arrays[f"x_{name}"], arrays[f"y_{name}"], arrays[f"names_{name}"]) for name in SPLITS
-    )
-    notes = tuple(arrays["notes"].tolist()) if "notes" in arrays else ()
-    return Task(str(arrays["dataset"][0]), arrays["class_names"].tolist(), train, validation, test, notes)
+    others = ("class_names", "dataset", "one_dataset", "resized", "notes", "warnings")
+    arrays = read_npz(PREPARED / f"{side}.npz", (*keys, *others), mapped=images)
+    train, validation, test = (Split(*(arrays[f"{kind}_{name}"] for kind in ("x", "y", "names"))) for name in SPLITS)
+    names, notes, warnings = (arrays[key].tolist() for key in ("class_names", "notes", "warnings"))
+    dataset, fit = arrays["dataset"].tolist()
+    said = tuple(notes), tuple(warnings)
+    return Task(dataset, names, train, validation, test, *said, fit, bool(arrays["one_dataset"]), arrays["resized"])

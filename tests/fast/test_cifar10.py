@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archives import CLASS_NAMES, IMAGES, LABELS, batch_pickle, call, cifar_archive, refusal
+from archives import CLASS_NAMES, IMAGES, LABELS, arrays_of, batch_pickle, call, cifar_archive, refusal
 from stages.images.cifar10 import read_cifar10
 
 GOOD = cifar_archive()
@@ -20,10 +20,8 @@ def refused(folder: Path, content: bytes) -> str:
 def test_archive_is_read_pixel_by_pixel(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(GOOD)
     dataset = read_cifar10(tmp_path / "a.tar.gz", CLASS_NAMES)
-    assert np.array_equal(dataset.x_train, np.concatenate(IMAGES[:5]))
-    assert np.array_equal(dataset.y_train, np.concatenate(LABELS[:5]))
-    assert np.array_equal(dataset.x_test, IMAGES[5])
-    assert np.array_equal(dataset.y_test, LABELS[5])
+    arrays = [np.concatenate(IMAGES[:5]), np.concatenate(LABELS[:5]), IMAGES[5], LABELS[5]]
+    assert all(map(np.array_equal, arrays_of(dataset).values(), arrays))
     assert dataset.class_names == CLASS_NAMES
 
 

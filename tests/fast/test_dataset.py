@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archives import ARRAYS, TEST, TRAIN, refusal
+from archives import ARRAYS, TEST, TRAIN, arrays_of, refusal
 from stages.images.dataset import KEYS, MAX_CLASSES, read_dataset
 from stages.images.loading import find, load
 from stages.settings import Data
@@ -23,10 +23,10 @@ def test_dataset_is_read_as_it_was_saved(path, dtype, shape, order):
     images = {key: np.asarray(ARRAYS[key], order=order) for key in ("x_train", "x_test")}
     labels = {key: ARRAYS[key].astype(dtype).reshape(shape) for key in ("y_train", "y_test")}
     np.savez(path, **ARRAYS | images | labels, note=np.array("further arrays are ignored"))
-    dataset = load(path, Data(), 1)
+    dataset = load(path, Data(), ("source",))
     for key in KEYS:
-        assert np.array_equal(getattr(dataset, key), ARRAYS[key])
-        assert getattr(dataset, key).dtype == (np.uint8 if key[0] == "x" else np.int64)
+        assert np.array_equal(arrays_of(dataset)[key], ARRAYS[key])
+        assert arrays_of(dataset)[key].dtype == (np.uint8 if key[0] == "x" else np.int64)
     assert (dataset.name, dataset.class_names) == ("dataset", ["ant", "bee", "cow"])
 
 
@@ -35,7 +35,7 @@ def test_grey_images_get_one_channel_and_unnamed_classes_their_numbers_as_names(
     np.savez(path, **gray)
     dataset = read_dataset(path)
     for key in ("x_train", "x_test"):
-        assert np.array_equal(getattr(dataset, key), gray[key][..., None])
+        assert np.array_equal(arrays_of(dataset)[key], gray[key][..., None])
     assert dataset.class_names == ["0", "1", "2"]
     np.savez(path, **gray | {"y_test": gray["y_test"] + 2**40})
     assert refusal(path).startswith(f"labels up to {2**40 + 2}, expected numbers below {MAX_CLASSES}, or class_names")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from archives import ARRAYS, HEADER, MEMBERS, call, npy, npz, refusal
+from archives import ARRAYS, HEADER, MEMBERS, arrays_of, call, npy, npz, refusal
 from counting import counted
 from stages.images.dataset import KEYS, read_dataset
 from stages.shared import npz as npz_files
@@ -109,9 +109,9 @@ def test_fuzzed_file_is_read_correctly_or_refused(path, content):
         counted["fuzzed dataset files refused"] += 1
         return
     counted["fuzzed dataset files read"] += 1
-    assert checksums_fit or all(np.array_equal(getattr(dataset, key), ARRAYS[key]) for key in KEYS)
-    for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)):
-        assert (np.asarray(x).dtype, x.shape[1:]) == (np.uint8, dataset.x_train.shape[1:])
+    assert checksums_fit or all(np.array_equal(arrays_of(dataset)[key], ARRAYS[key]) for key in KEYS)
+    for x, y in ((part.x, part.y) for part in dataset.splits.values()):
+        assert (np.asarray(x).dtype, x.shape[1:]) == (np.uint8, dataset.splits["train"].x.shape[1:])
         assert (y.dtype, y.shape) == (np.int64, np.asarray(x).shape[:1])
         assert 0 <= y.min() <= y.max() < len(set(dataset.class_names))
     assert all(type(name) is str and name.encode() for name in dataset.class_names)

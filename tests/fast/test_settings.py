@@ -64,7 +64,7 @@ def test_yaml_is_read_as_version_1_2_as_dvc_writes_it(key, text, value):
         ("model.rescale", "yes", "was 'yes', expected a valid boolean"),
         ("pretrain.learning_rate", ".inf", "was inf, expected a finite number"),
         ("finetune_further.epochs", "0", "was 0, expected greater than or equal to 1"),
-        ("finetune_further.optimizer", "adma", "was 'adma', expected 'rmsprop', 'adam' or 'sgd'"),
+        ("finetune_further.optimizer", "adma", "was 'adma', expected 'rmsprop', 'adam', 'adamw' or 'sgd'"),
     ],
 )
 def test_wrong_type_or_range_is_refused_with_value_and_expected_values(key, text, problem):
@@ -88,8 +88,14 @@ def test_missing_misspelt_and_unknown_settings_are_refused():
         ({"finetune_fc.trainable": ["fc9"]}, "finetune_fc.trainable: was ['fc9'], expected some of ['conv1', "),
         ({"model.dense_units": [9]}, "finetune_fc.trainable: was ['fc2', 'output'], expected some of ['conv1', "),
         ({"finetune_fc.trainable": ["fc2"], "finetune_fc.head": "reset"}, "finetune_fc.trainable: was ['fc2'], "),
-        ({"data.target_classes": [5, 6]}, "finetune_output.head: was 'keep', expected 'reset', as data.source_cla"),
-        ({"data.source_classes": "all", "data.target_classes": "all"}, "finetune_output.head: was 'keep', expected 'r"),
+        (
+            {"data.target_classes": [5, 6], "finetune_output.head": "keep"},
+            "finetune_output.head: was 'keep', expected '",
+        ),
+        (
+            {"data.source_classes": "all", "finetune_fc.head": "keep"},
+            "finetune_fc.head: was 'keep', expected 'auto' o",
+        ),
         ({"precision": "mixed_bfloat16"}, "precision: was 'mixed_bfloat16', expected 'float32', or model.rescale=true"),
         ({"model.weights": "x.h5"}, "model.weights: was 'x.h5', expected 'data/raw/random.yaml', or a model.backbone"),
         ({"devices": 3}, "pretrain.batch_size: was 64, expected a multiple of devices, 3"),

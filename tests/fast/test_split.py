@@ -1,12 +1,14 @@
 """Splitting a dataset into two tasks, and choosing which training images are kept."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stages import prepare
-from stages.images.dataset import KEYS, Dataset
+from stages.images.dataset import KEYS, Dataset, validate_arrays
 from stages.images.split import split
 from stages.settings import Data
 from stages.shared.arrays import LazyArray
@@ -15,7 +17,13 @@ from stages.shared.tasks import SPLITS, Task, read_task
 from tiny import CLASS_NAMES, TEST_PER_CLASS, TRAIN_PER_CLASS, tiny_arrays
 
 X_TRAIN, Y_TRAIN, X_TEST, Y_TEST = (tiny_arrays()[key] for key in KEYS)
-DATASET = Dataset("tiny", LazyArray.of(X_TRAIN), Y_TRAIN, LazyArray.of(X_TEST), Y_TEST, CLASS_NAMES)
+
+
+def dataset_of(**changes: np.ndarray) -> Dataset:
+    return validate_arrays(Path("tiny.npz"), tiny_arrays() | changes)
+
+
+DATASET = dataset_of()
 
 
 def tasks(dataset: Dataset = DATASET, seed: int = 1, **changes) -> dict[str, Task]:
@@ -46,14 +54,41 @@ def test_labels_are_numbered_in_the_order_given():
     assert np.array_equal(np.array([9, 5, 7])[target.train.y], Y_TRAIN[rows_of(target.train.x)])
 
 
+def test_class_named_by_a_number_can_be_chosen():
+    assert tasks(NUMBERS, source_classes=["1", "2"], target_classes=[20240110, 11])["target"].class_names == [
+        "20240110",
+        "11",
+    ]
+
+
+def test_auto_is_the_first_half_and_the_rest_or_all_of_two_datasets():
+    nine = dataset_of(y_train=Y_TRAIN % 9, y_test=Y_TEST % 9, class_names=np.array(CLASS_NAMES[:9]))
+    halves = tasks(nine)
+    assert [halves[side].class_names for side in ("source", "target")] == [CLASS_NAMES[:4], CLASS_NAMES[4:9]]
+    assert halves["target"].notes[-1] == "head: auto starts a new output layer: 5 classes of the same dataset"
+    assert tasks()["target"].notes == ("head: auto keeps the output layer: 5 classes of the same dataset",)
+    other = split(nine, replace(DATASET, name="other"), Data(), 1)
+    assert [other[side].class_names for side in ("source", "target")] == [CLASS_NAMES[:9], CLASS_NAMES]
+
+
+def test_test_images_are_left_out_of_training_and_counted():
+    x_test, y_test = np.concatenate([X_TEST, X_TRAIN[:7]]), np.concatenate([Y_TEST, Y_TRAIN[:7]])
+    again = tasks(dataset_of(x_test=x_test, y_test=y_test))
+    said = {side: "".join(again[side].warnings) for side in again}
+    counted = [int((re.search(r"left out of training.* \((\d+)\)", said[side]) or [0, 0])[1]) for side in again]
+    assert sum(counted) == 7
+    assert again["source"].counts["train"] == 5 * TRAIN_PER_CLASS - counted[0]
+
+
 def test_two_datasets_may_share_class_names_and_all_selects_every_class():
     target = split(DATASET, replace(DATASET, name="other"), Data(target_classes="all"), 1)["target"]
     assert (target.dataset, target.class_names) == ("other", CLASS_NAMES)
 
 
-ONE_CLASS = replace(DATASET, y_train=Y_TRAIN * 0, y_test=Y_TEST * 0, class_names=["ant"])
-NO_TEST_GNU = replace(DATASET, y_test=np.where(Y_TEST == 6, 0, Y_TEST))
-NO_TRAINING_GNU = replace(DATASET, y_train=np.where(Y_TRAIN == 6, 0, Y_TRAIN))
+ONE_CLASS = dataset_of(y_train=Y_TRAIN * 0, y_test=Y_TEST * 0, class_names=np.array(["ant"]))
+NUMBERS = dataset_of(class_names=np.array([str(i) for i in (1, 10, 11, 12, 2, 3, 4, 5, 6, 20240110)]))
+NO_TEST_GNU = dataset_of(y_test=np.where(Y_TEST == 6, 0, Y_TEST))
+NO_TRAINING_GNU = dataset_of(y_train=np.where(Y_TRAIN == 6, 0, Y_TRAIN))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +99,19 @@ NO_TRAINING_GNU = replace(DATASET, y_train=np.where(Y_TRAIN == 6, 0, Y_TRAIN))
         (DATASET, {"target_classes": ["fox", "wolf"]}, "target_classes: was 'wolf', expected a number below 10 or one"),
         (ONE_CLASS, {"source_classes": "all"}, r"source_classes: was 'all', expected at least 2 classes, .*\['ant'\]"),
         (NO_TEST_GNU, {}, r"target_classes: was \['gnu'\], expected classes with test images"),
-        (NO_TRAINING_GNU, {}, "target_per_class: .* 'gnu' has 0 training images"),
-        (DATASET, {"validation_fraction": 0.1, "target_per_class": 20}, "target_per_class: was 20, .* has 20 training"),
-        (DATASET, {"validation_fraction": 0.01}, "source_per_class: .*some held out, .* has 20 training images"),
+        (NO_TRAINING_GNU, {}, "target_per_class: .* some for training, but 'gnu' has the images {'test': 10}"),
+        (
+            DATASET,
+            {"validation_fraction": 0.1, "target_per_class": 20},
+            r"target_per_class: was 20, .* {'train': 18, 't",
+        ),
+        (dataset_of(x_test=X_TRAIN, y_test=Y_TRAIN), {}, "source_per_class: .* {'left out': 20, 'test': 20}"),
+        (
+            NUMBERS,
+            {"source_classes": [1, 2]},
+            'source_classes: was 1, expected .* write "1" in quotes for the class, "10',
+        ),
+        (ONE_CLASS, {}, "source_classes: was 'auto', expected at least 4 classes, two for each task"),
     ],
 )
 def test_classes_or_images_that_the_dataset_lacks_are_refused_in_one_line(dataset, changes, problem):
