@@ -1,28 +1,35 @@
 """Every setting once: type, range, default (the notebook's) and one line of help; and the checks of ``params.yaml``."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from stages.shared.errors import MISSING, UNKNOWN_KEY, SettingError, describe_problem, problems, short_repr
 from stages.shared.yaml_files import read_yaml
 
 PARAMS = Path("params.yaml")
 RANDOM_WEIGHTS = "data/raw/random.yaml"
+MAX_SIDE = 1024  # pixels of an image
 
 Text = Annotated[str, Field(min_length=1)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
-ClassList = Annotated[
-    list[Annotated[int, Field(ge=0)] | Text],
-    Field(min_length=2),
-    WrapValidator(lambda value, check: ["all"] if value in ("all", ["all"]) else check(value)),
+Classes = Annotated[
+    Annotated[list[Annotated[int, Field(ge=0)] | Text], Field(min_length=2), Tag("list")]
+    | Annotated[Literal["auto", "all"], Tag("word")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "list"),
 ]
 Backbone = Literal[
-    "MobileNetV3Small", "MobileNetV3Large", "EfficientNetV2B0", "EfficientNetV2S", "ResNet50V2", "ConvNeXtTiny"
-]
+    "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large", "EfficientNetV2B0", "EfficientNetV2S", "EfficientNetV2M",
+    "ResNet50V2", "ConvNeXtTiny", "file",
+]  # fmt: skip
+Augmentation = Literal[
+    "flip", "flip_vertical", "shift", "rotation", "zoom", "contrast", "colour", "erasing", "rand_augment", "mixup",
+    "cutmix",
+]  # fmt: skip
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 
@@ -38,10 +45,12 @@ class Data(Section):
 
     path: Text = Field("data/raw/cifar10.yaml", description="arrays (.npz), a folder of pictures, or a pointer (.yaml)")
     target_path: Text = Field("data/raw/same.yaml", description="the target task's dataset; same.yaml: data.path")
-    source_classes: ClassList = Field([0, 1, 2, 3, 4], description="pretrain on these: label numbers, names, or all")
-    target_classes: ClassList = Field([5, 6, 7, 8, 9], description="fine-tune on these")
-    image_size: int | None = Field(None, ge=8, le=1024, description="resize to this side; null: the source's size")
+    source_classes: Classes = Field("auto", description="pretrain on these; auto: all, of one dataset the first half")
+    target_classes: Classes = Field("auto", description="fine-tune on these; auto: all, of one dataset the rest")
+    image_size: int | None = Field(None, ge=8, le=MAX_SIDE, description="resize to this side; null: the source's size")
+    fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how pictures that are not square are resized")
     test_fraction: Real = Field(0.2, gt=0, lt=1, description="fraction for testing if the dataset has no test split")
+    groups: Text | None = Field(None, description="regular expression: images with equal (...) stay in one split")
     unreadable: Literal["stop", "skip"] = Field("stop", description="what to do with an unreadable picture")
     validation_fraction: Real = Field(0.0, ge=0, lt=1, description="held-out training images; 0: curves on test images")
     source_per_class: int | None = Field(None, ge=1, description="training images per source class; null: all")
@@ -51,8 +60,11 @@ class Data(Section):
 class Model(Section):
     """The network's layers."""
 
-    backbone: Backbone | None = Field(None, description="network of keras.applications as the base; null: conv1, ...")
+    backbone: Backbone | None = Field(
+        None, description="network of keras.applications as the base; file: the model of weights; null: conv1, ..."
+    )
     weights: Text = Field(RANDOM_WEIGHTS, description="the backbone's first: imagenet.yaml, a pointer, .keras or .h5")
+    pooling: Literal["avg", "max"] = Field("avg", description="of the backbone's last maps")
     conv_filters: list[Units] = Field([32, 64], min_length=1, description="filters of conv1, conv2, ...")
     dense_units: list[Units] = Field([128, 64], description="units of fc1, fc2, ...")
     dropout: Real = Field(0.2, ge=0, lt=1, description="dropout rate after pooling and after each dense layer")
@@ -70,22 +82,28 @@ class Recipe(Section):
 
     epochs: int = Field(10, ge=0, le=1_000_000, description="passes over the training images; 0: keep initial weights")
     batch_size: int = Field(64, ge=1, le=1_000_000, description="images per training step")
-    optimizer: Literal["rmsprop", "adam", "sgd"] = Field("rmsprop", description="with Keras's defaults")
+    optimizer: Literal["rmsprop", "adam", "adamw", "sgd"] = Field("rmsprop", description="with Keras's defaults")
     learning_rate: Real = Field(0.001, gt=0, description="learning rate; with a schedule, its peak")
+    base_learning_rate: Real = Field(1.0, gt=0, le=1, description="factor of that for layers below the first fc")
+    weight_decay: Real | None = Field(None, ge=0, lt=1, description="null: the optimizer's default")
+    clip_norm: Real | None = Field(None, gt=0, description="largest norm of all gradients together; null: any")
+    label_smoothing: Real = Field(0.0, ge=0, lt=1, description="share of a label given to all classes alike")
     schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: a fifth warm-up, then decay to 0")
-    augment: list[Literal["flip", "flip_vertical", "shift", "rotation", "zoom", "contrast"]] = Field(
-        [], description="augmentation of training images: flip, flip_vertical, shift, rotation, zoom, contrast"
-    )
+    augment: list[Augmentation] = Field([], description=f"of training images: {', '.join(get_args(Augmentation))}")
     class_weight: Literal["balanced"] | None = Field(None, description="balanced: classes weigh the same in the loss")
-    patience: int | None = Field(None, ge=1, description="early stopping: epochs without a better val_loss; null: off")
+    patience: int | None = Field(None, ge=1, description="early stopping: epochs without improvement; null: off")
+    monitor: Literal["val_loss", "val_accuracy"] = Field("val_loss", description="for early stopping")
 
 
 class FinetuneRecipe(Recipe):
     """How to fine-tune, and which layers."""
 
+    start: Text = Field("models/pretrain.keras", description="the model to start from, a .keras file")
     epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training images")
     trainable: list[str] = Field(min_length=1, description="layers to train, or backbone; all others are frozen")
-    head: Literal["keep", "reset"] = Field("keep", description="keep the source's output layer, or start a new one")
+    head: Literal["auto", "keep", "reset"] = Field(
+        "auto", description="keep the output layer, or reset it; auto: kept for the other half of a dataset"
+    )
     control: bool = Field(True, description="train the same from random weights, too: what is the transfer worth?")
 
 
@@ -121,13 +139,22 @@ class Settings(Section):
         if self.precision != "float32" and not self.model.rescale and not self.model.backbone:
             expected = "'float32', or model.rescale=true: this network does not learn from raw pixels in 16 bits"
             raise SettingError("precision", self.precision, expected)
+        try:
+            groups = re.compile(self.data.groups or "()").groups
+        except re.error:
+            groups = 0
+        if groups != 1:
+            raise SettingError("data.groups", self.data.groups, "a pattern with one group, such as (patient[0-9]+)")
+        if self.model.backbone == "file" and not self.model.weights.endswith((".keras", ".yaml")):
+            raise SettingError("model.weights", self.model.weights, "a .keras file, as model.backbone is 'file'")
         if not self.model.backbone and self.model.weights != RANDOM_WEIGHTS:
             expected = f"{RANDOM_WEIGHTS!r}, or a model.backbone with these weights"
             raise SettingError("model.weights", self.model.weights, expected)
+        folders = any(Path(path).is_dir() for path in (self.data.path, self.data.target_path))  # may have such a split
         for name, recipe in {"pretrain": self.pretrain, **self.finetune_stages}.items():
             if recipe.batch_size % self.devices:
                 raise SettingError(f"{name}.batch_size", recipe.batch_size, f"a multiple of devices, {self.devices}")
-            if recipe.patience and not self.data.validation_fraction:
+            if recipe.patience and not self.data.validation_fraction and not folders:
                 expected = "null, or data.validation_fraction=0.1: test images must not choose the epoch"
                 raise SettingError(f"{name}.patience", recipe.patience, expected)
         return self
@@ -135,8 +162,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_finetuning(self) -> "Settings":
         layers = self.model.layer_names
-        counts = {"all" if c == ["all"] else len(c) for c in (self.data.source_classes, self.data.target_classes)}
-        keeps_head = [name for name, recipe in self.finetune_stages.items() if recipe.head == "keep"]
+        classes = self.data.source_classes, self.data.target_classes
+        auto, listed = classes == ("auto", "auto"), not any(isinstance(chosen, str) for chosen in classes)
         for name, recipe in self.finetune_stages.items():
             # With a backbone the layers are known once it is built.
             unknown = not self.model.backbone and not set(recipe.trainable) <= set(layers)
@@ -144,10 +171,9 @@ class Settings(Section):
                 raise SettingError(f"{name}.trainable", recipe.trainable, f"some of {short_repr(layers)}, each once")
             if recipe.head == "reset" and "output" not in recipe.trainable:
                 raise SettingError(f"{name}.trainable", recipe.trainable, "'output' in it: head is 'reset'")
-            if recipe.head == "keep" and (len(counts) > 1 or "all" in counts):
+            if recipe.head == "keep" and not auto and not (listed and len(classes[0]) == len(classes[1])):
                 why = "data.source_classes and data.target_classes are not equally many"
-                resets = " ".join(f"-S {stage}.head=reset" for stage in keeps_head)
-                raise SettingError(f"{name}.head", "keep", f"'reset', as {why}: {resets}")
+                raise SettingError(f"{name}.head", "keep", f"'auto' or 'reset', as {why}")
         return self
 
     @property

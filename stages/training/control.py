@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from stages.settings import FinetuneRecipe, Settings
+from stages.shared.errors import SettingError
 from stages.shared.tasks import Task
 from stages.training.fit import History, fit
 from stages.training.freeze import freeze_except
@@ -19,25 +20,52 @@ class Control(NamedTuple):
     history: History
 
 
-def prepare(model: keras.Model, task: Task, recipe: FinetuneRecipe, stage: str) -> keras.Model:
-    """Prepare a network for fine-tuning: replace the head if the recipe says so, and freeze layers."""
-    if recipe.head == "reset":
+def prepare(
+    model: keras.Model, classes: list[str], task: Task, recipe: FinetuneRecipe, stage: str, random: bool
+) -> keras.Model:
+    """Prepare a network trained on `classes` for fine-tuning: replace the head if the recipe says so, freeze layers.
+
+    With `auto`, the head is kept if it is one of the task's classes already, or if the two tasks have equally many
+    classes of one dataset, as in the notebook. `random`: the network is untrained.
+    """
+    fits = classes == task.class_names or (task.one_dataset and len(classes) == len(task.class_names))
+    if recipe.head == "reset" or (recipe.head == "auto" and not fits):
+        if "output" not in recipe.trainable:
+            raise SettingError(f"{stage}.trainable", recipe.trainable, "'output' in it: the output layer is a new one")
         model = replace_head(model, len(task.class_names))
-    freeze_except(model, recipe.trainable, f"{stage}.trainable")
+    freeze_except(model, recipe.trainable, f"{stage}.trainable", random)
     return model
 
 
-def train_control(
-    pretrained: keras.Model, task: Task, recipe: FinetuneRecipe, stage: str, params: Settings
-) -> Control | None:
-    """Train from the random weights that `pretrain` started from; it shows what the pretrained ones are worth.
+def is_random(model: keras.Model, seed: int) -> bool:
+    """Return whether a model has the random weights that `pretrain` started from."""
+    return all(map(np.array_equal, random_weights_of(model, seed).get_weights(), model.get_weights()))
 
-    Returns None if `pretrained` still has these weights: fine-tuning is then its own control.
+
+def random_weights_of(model: keras.Model, seed: int) -> keras.Model:
+    """Clone a model, with the random weights that `pretrain` started from."""
+    keras.utils.set_random_seed(seed)
+    return keras.models.clone_model(model)
+
+
+def train_control(
+    start: keras.Model, classes: list[str], task: Task, recipe: FinetuneRecipe, stage: str, params: Settings
+) -> Control | None:
+    """Train from random weights; it shows what those of `start` are worth.
+
+    Where `start` was fine-tuned on the task already, so is the control first: its output layer, by this recipe. Returns
+    None if `start` still has random weights: fine-tuning is then its own control.
     """
-    keras.utils.set_random_seed(params.seed)
-    model = keras.models.clone_model(pretrained)  # draws the weights that `pretrain` drew
-    if all(map(np.array_equal, model.get_weights(), pretrained.get_weights())):
+    if is_random(start, params.seed):
         return None
     print(f"{stage}: control, from random weights")
-    model = prepare(model, task, recipe, stage)
+    model = random_weights_of(start, params.seed)
+    if classes == task.class_names:
+        probe = recipe.model_copy(update={"trainable": ["output"]})
+        model = prepare(model, classes, task, probe, stage, random=True)
+        fit(model, task, probe, stage, params, "control_history.csv")
+        probed = model.get_weights()
+        model = random_weights_of(start, params.seed)  # with the random states of a model that was loaded
+        model.set_weights(probed)
+    model = prepare(model, classes, task, recipe, stage, random=True)
     return Control(model, fit(model, task, recipe, stage, params, "control_history.csv"))

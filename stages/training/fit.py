@@ -1,6 +1,7 @@
 """Train a model on a task."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import keras
@@ -9,12 +10,13 @@ import pandas as pd
 import tensorflow as tf
 
 from stages.settings import Recipe, Settings
-from stages.shared.errors import UserError
+from stages.shared.errors import SettingError, UserError
 from stages.shared.files import stage_folder, write_atomic
 from stages.shared.program import on_success
-from stages.shared.tasks import Split, Task
+from stages.shared.tasks import Task
 from stages.training import feature_cache
-from stages.training.augment import with_augmentation
+from stages.training.augment import Mixing, with_augmentation
+from stages.training.backbone import base_variables, update_statistics
 from stages.training.checkpoint import CURVES, Checkpoint
 from stages.training.freeze import split_at_first_trained
 from stages.training.input_pipeline import ShuffleOrder, evaluation_batch_size, make_dataset
@@ -54,13 +56,19 @@ def fit(
     # Train the head on the features, or all of the model on the images. Both share their layers with `model`.
     if body is not None and location is not None:
         network = head
-        train, curve = (Split(feature_cache.compute(body, split.x, location), split.y) for split in (train, curve))
+        train, curve = (replace(split, x=feature_cache.compute(body, split.x, location)) for split in (train, curve))
     else:
         network = with_augmentation(model, recipe.augment)
+    mixing, loss = Mixing(recipe.augment, params.seed), "sparse_categorical_crossentropy"
+    if mixing.layers or recipe.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
+        train, curve = (
+            replace(split, y=np.eye(len(task.class_names), dtype="f4")[split.y]) for split in (train, curve)
+        )
     devices = tf.distribute.get_strategy().num_replicas_in_sync
     network.compile(
-        make_optimizer(recipe, len(train.y)),
-        loss="sparse_categorical_crossentropy",
+        make_optimizer(recipe, len(train.y), base_variables(model)),
+        loss=loss,
         metrics=["accuracy"],
         # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
         steps_per_execution=min(8, math.ceil(len(train.y) / recipe.batch_size)) if location and devices == 1 else 1,
@@ -68,8 +76,11 @@ def fit(
 
     # Resume from the checkpoint, if there is one; it is deleted once the stage has succeeded.
     stopping = None
+    if recipe.patience and not len(task.validation.y):
+        expected = "null, or validation images: test images must not choose the epoch"
+        raise SettingError(f"{stage}.patience", recipe.patience, expected)
     if recipe.patience:
-        stopping = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
+        stopping = keras.callbacks.EarlyStopping(recipe.monitor, patience=recipe.patience, restore_best_weights=True)
     checkpoint.load(network, stopping)
     on_success(checkpoint.delete)
 
@@ -78,13 +89,20 @@ def fit(
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: write_history(stage, checkpoint.table(), file))
     curve_batch = min(evaluation_batch_size(task.train.x.shape[1:]), len(curve.y)) // devices * devices
     network.fit(
-        make_dataset(train.x, train.y, recipe.batch_size, order),
+        make_dataset(train.x, train.y, recipe.batch_size, order, mixing if mixing.layers else None),
         shuffle=False,  # `order` does that
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),
         validation_data=make_dataset(curve.x, curve.y, curve_batch),
-        callbacks=[order, keras.callbacks.TerminateOnNaN(), *([stopping] if stopping else []), checkpoint, watch],
-        class_weight=_balanced_weights(train.y) if recipe.class_weight else None,
+        callbacks=[
+            order,
+            mixing,
+            keras.callbacks.TerminateOnNaN(),
+            *([stopping] if stopping else []),
+            checkpoint,
+            watch,
+        ],
+        class_weight=_balanced_weights(task.train.y) if recipe.class_weight else None,
     )
 
     curves = checkpoint.table()
@@ -94,6 +112,7 @@ def fit(
             f"{stage}: the loss became {curves['loss'].iloc[-1]} in epoch {len(curves)} of {recipe.epochs}: expected "
             f"a number; try a smaller {stage}.learning_rate (it was {recipe.learning_rate}) or model.rescale=true"
         )
+    update_statistics(model, task.train.x, recipe.batch_size)
     if stopping:
         curves.insert(1, "kept", (curves.index == stopping.best_epoch).astype(int))
     return History(curves, checkpoint.seconds)

@@ -7,16 +7,18 @@ import keras
 import numpy as np
 
 from stages.shared.errors import SettingError, short_repr
+from stages.training.backbone import base_layers
 
 
-def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trainable") -> None:
+def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trainable", random: bool = False) -> None:
     """Freeze all layers but the named ones.
 
     A name stands for all layers whose names begin with it (``conv1`` not for ``conv10``), ``backbone`` for all layers
-    of the base. Raises `SettingError` with the names to choose from if a name stands for no weights.
+    of the base. Batch normalisation is frozen, unless the weights are `random`. Raises `SettingError` with the names to
+    choose from if a name stands for no weights.
     """
     names = [layer.name for layer in model.layers]
-    base = [] if isinstance(model, keras.Sequential) else names[: names.index("dropout1")]
+    base = [] if isinstance(model, keras.Sequential) else [layer.name for layer in base_layers(model)]
     with_weights = [layer.name for layer in model.layers if layer.weights]
     chosen = set[str]()
     for given in trainable:
@@ -29,7 +31,10 @@ def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trai
             raise SettingError(setting, given, expected)
         chosen.update(matches)
     for layer in model.layers:
-        layer.trainable = layer.name in chosen
+        # A base's batch normalisation stays in inference mode, as its averages would not follow a short training
+        # (Keras 3.15 trains it even where the base is called with training=False: keras#20285).
+        of_base = isinstance(layer, keras.layers.BatchNormalization) and not random
+        layer.trainable = layer.name in chosen and not of_base
 
 
 def count_trainable(model: keras.Model) -> int:

@@ -1,6 +1,7 @@
 """Shuffle and batch images and labels."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -47,9 +48,13 @@ class ShuffleOrder(keras.callbacks.Callback):
 
 
 def make_dataset(
-    x: np.ndarray | tf.Tensor, y: np.ndarray, batch_size: int, order: ShuffleOrder | None = None
+    x: np.ndarray | tf.Tensor,
+    y: np.ndarray,
+    batch_size: int,
+    order: ShuffleOrder | None = None,
+    change: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tf.data.Dataset:
-    """Make batches of images and labels, shuffled by `order` if given, without tf.data's autotuning.
+    """Make batches of images and labels, shuffled by `order`, then changed, if given, without tf.data's autotuning.
 
     With autotuning Keras now and then waits after an epoch, as long as the epoch took: the autotuning thread may miss
     its stop signal and sleep on (TensorFlow 2.21; docs/speed.md).
@@ -67,7 +72,8 @@ def make_dataset(
     plain = tf.autograph.experimental.do_not_convert
     dataset = tf.data.Dataset.range(1).map(plain(rows)).unbatch()
     dataset = dataset.batch(batch_size).apply(tf.data.experimental.assert_cardinality(math.ceil(len(y) / batch_size)))
-    dataset = dataset.map(plain(gather), num_parallel_calls=2).prefetch(2)
+    dataset = dataset.map(plain(gather), num_parallel_calls=2)
+    dataset = (dataset.map(plain(change)) if change else dataset).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False  # would copy the images into the graph

@@ -26,7 +26,7 @@ def build_model(
     """
     if params.backbone:
         image = keras.Input(image_shape, name="image")
-        x = pooled_features(image, params.backbone, weights)
+        x = pooled_features(image, params, weights)
         for layer in [keras.layers.Dropout(params.dropout, name="dropout1"), *_dense_layers(classes, params)]:
             x = layer(x)
         return keras.Model(image, x, name=NAME)

@@ -56,6 +56,12 @@ def load_trained(path: Path) -> Trained:
     return Trained(model, names, metadata)
 
 
+def read_class_names(path: Path) -> list[str]:
+    """Read the class names from a model's file; a model from elsewhere has none."""
+    names = _read_metadata(path).get("class_names")
+    return names if isinstance(names, list) else []
+
+
 def _read_metadata(path: Path) -> dict[str, Any]:
     """Read a model file's ``metadata.json``, empty if there is none."""
     try:

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import h5py
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 import yaml
@@ -15,13 +16,13 @@ from keras.src.utils import file_utils
 
 from stages.shared.errors import UserError
 from stages.shared.files import sha256
+from stages.shared.tasks import read_task
 from stages.training.freeze import freeze_except, split_at_first_trained
 from stages.training.model import build_model
 from stages.training.weights import find_weights
 
 pytestmark = pytest.mark.usefixtures("configured")
 SIDE = 32  # pixels
-HEADS = {f"{stage}.head": "reset" for stage in ("finetune_output", "finetune_fc")}
 CLASSES = {"data.source_classes": [0, 1, 2], "data.target_classes": [3, 4], "data.image_size": SIDE}
 HEAD = ["fc1", "fc2", "output"]
 
@@ -52,6 +53,12 @@ def eager():
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+def of_batch_norm(stage: str) -> set[str]:
+    """Name a saved model's layers of batch normalisation."""
+    layers = keras.models.load_model(f"models/{stage}.keras").layers
+    return {layer.name for layer in layers if isinstance(layer, keras.layers.BatchNormalization)}
 
 
 def weights(stage: str) -> dict[str, list[np.ndarray]]:
@@ -86,22 +93,57 @@ def test_fine_tuning_the_last_block_or_all_layers_changes_these_only(params, tin
     backbone = {"model.backbone": "MobileNetV3Small", "model.weights": pointer}
     trainable = {"finetune_output": ["backbone", *HEAD], "finetune_fc": ["expanded_conv_10", "conv_1", "output"]}
     layers = {f"{stage}.trainable": names for stage, names in trainable.items()}
-    params(**epochs, **backbone, **layers, **CLASSES, **HEADS)
+    params(**epochs, **backbone, **layers, **CLASSES)
     run("prepare", "pretrain", "finetune_output")
     tf.config.run_functions_eagerly(False)  # the cached features' short head is quickly traced
     run("finetune_fc", "report")
     before, tuned = weights("pretrain"), weights("finetune_output")
     own, ours = reference("MobileNetV3Small").get_weights(), [array for arrays in before.values() for array in arrays]
     assert all(map(np.array_equal, own, ours))
-    assert changed(before, tuned) == list(before)
+    frozen = of_batch_norm("pretrain")
+    assert frozen
+    assert not set(changed(before, tuned)) & frozen
+    assert {"conv", "conv_1", "output"} < set(changed(before, tuned))
     block = [name for name in before if name.startswith(("expanded_conv_10_", "conv_1"))]
-    assert sorted(changed(before, weights("finetune_fc"))) == sorted([*block, "output"])
+    assert set(changed(before, weights("finetune_fc"))) == {*block, "output"} - frozen
     page = Path("reports/report.md").read_text()
     assert "| all but expanded_conv_10, conv_1, output |" in page
     assert "**The features that MobileNetV3Small came with are worth " in page
     # Another run can start from this model.
     again = build_model((SIDE, SIDE, 3), 7, params().model, None, Path("models/finetune_output.keras"))
     assert changed(tuned, {layer.name: layer.get_weights() for layer in again.layers}) == HEAD
+
+
+def test_base_trained_from_random_weights_has_batch_statistics_of_its_training_images(params, run, eager):
+    base = {"model.backbone": "MobileNetV3Small", "model.dropout": 0.0, **CLASSES}
+    params(**base, **{"pretrain.epochs": 6, "pretrain.optimizer": "adam", "pretrain.batch_size": 30})
+    run("prepare", "pretrain")
+    task, model = read_task("source"), keras.models.load_model("models/pretrain.keras")
+    curves = pd.read_csv("reports/pretrain/history.csv")
+    loss, accuracy = model.evaluate(task.train.x, task.train.y, verbose=0)
+    assert accuracy >= curves["accuracy"].iloc[-1] - 0.05
+    assert loss <= 1.2 * curves["loss"].iloc[-1]
+    assert all(layer.momentum > 0.9 for layer in model.layers if layer.name in of_batch_norm("pretrain"))
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_base_may_be_any_keras_file(params, run, eager, workspace, maps):
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(6, 3, strides=2, name="own_1_conv")(keras.layers.Rescaling(1 / 255)(image))
+    x = keras.layers.BatchNormalization(name="own_1_norm")(x)
+    own = keras.Model(image, x if maps else keras.layers.GlobalAveragePooling2D()(x))
+    own.save(workspace / "own.keras")
+    base = {"model.backbone": "file", "model.weights": "own.keras", "pretrain.epochs": 0, **CLASSES}
+    params(**base, **{"finetune_fc.trainable": ["own_1", "output"], "finetune_output.epochs": 1})
+    run("prepare", "pretrain", "finetune_output", "finetune_fc", "report")
+    before = weights("pretrain")
+    assert all(map(np.array_equal, own.get_weights(), before["own_1_conv"] + before["own_1_norm"]))
+    assert changed(before, weights("finetune_output")) == ["output"]
+    assert changed(before, weights("finetune_fc")) == ["own_1_conv", "output"]
+    task, model = read_task("source"), keras.models.load_model("models/pretrain.keras")
+    features = keras.Model(model.input, model.get_layer("dropout1").input)(task.test.x.astype("float32"))
+    expected = own(task.test.x.astype("float32"))
+    assert np.allclose(features, expected.numpy().mean(axis=(1, 2)) if maps else expected, atol=1e-5)
 
 
 def test_imagenet_weights_come_from_keras_and_a_failed_download_is_explained(params, monkeypatch, tmp_path):

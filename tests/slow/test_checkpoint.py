@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stages.shared.files import MODELS, read_json, stage_folder, timing_file
-from stages.shared.tasks import Split, read_task
+from stages.shared.tasks import read_task
 from stages.training import checkpoint, model_files, runtime
 from stages.training.checkpoint import Checkpoint
 from stages.training.model import build_model
@@ -20,12 +20,17 @@ from stages.training.runtime import configure
 EVERYTHING = {
     "data.validation_fraction": 0.25,
     "pretrain.epochs": 12,
-    "pretrain.augment": ["flip", "shift", "contrast"],
+    "pretrain.augment": ["flip", "shift", "contrast", "colour", "erasing", "rand_augment", "mixup", "cutmix"],
+    "pretrain.label_smoothing": 0.1,
+    "pretrain.base_learning_rate": 0.5,
+    "pretrain.weight_decay": 0.001,
+    "pretrain.clip_norm": 5.0,
+    "pretrain.monitor": "val_accuracy",
     "pretrain.class_weight": "balanced",
     "pretrain.optimizer": "adam",
     "pretrain.schedule": "cosine",
     "pretrain.learning_rate": 0.15,
-    "pretrain.patience": 2,
+    "pretrain.patience": 4,
 }
 CACHED = {"precision": "mixed_float16", "pretrain.epochs": 0, "finetune_fc.epochs": 9}
 
@@ -112,7 +117,7 @@ def test_checkpoint_of_another_setting_image_or_kernel_is_not_resumed(params, ta
     changes = {"model.dropout": 0.3, "pretrain.batch_size": 8, "seed": 2, "pretrain.epochs": 4}
     other = np.array(read_task("source").test.x)
     other[0, 0, 0, 0] ^= 1
-    changed_image = replace(tasks["source"], test=Split(other, tasks["source"].test.y))
+    changed_image = replace(tasks["source"], test=replace(tasks["source"].test, x=other))
     paths = [path(), path(changed_image), *(path(**{key: value}) for key, value in changes.items())]
     monkeypatch.setattr(platform, "node", lambda: "another host")
     assert path() == paths[0]

@@ -13,7 +13,7 @@ from stages.settings import leaves
 
 PARAMS = tiny_params() | {"feature_memory": 0}  # so that feature_disk is read, too
 SETTINGS = dict(leaves(PARAMS))
-FOR_PICTURES = {"data.test_fraction", "data.unreadable"}  # of the section `data`; these images are arrays
+UNUSED = {"data.test_fraction", "data.unreadable", "model.pooling"}  # by arrays, and without a backbone
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def declared(stage: dict, folder: Path) -> dict[str, set[str]]:
     files = {k: {f.relative_to(folder).as_posix() for p in ps for f in files_in(folder / p)} for k, ps in paths.items()}
     code = {file for file in files["deps"] if file.startswith("stages/")}
     sections = list(SETTINGS) if {"params.yaml": None} in stage["params"] else stage["params"]
-    settings = {key for key in SETTINGS for name in sections if f"{key}.".startswith(f"{name}.")} - FOR_PICTURES
+    settings = {key for key in SETTINGS for name in sections if f"{key}.".startswith(f"{name}.")} - UNUSED
     return {"code": code, "read": files["deps"] - code, "written": files["written"], "params": settings}
 
 
@@ -43,7 +43,7 @@ def watched(tmp_path_factory) -> tuple[Path, dict[str, dict[str, set[str]]]]:
         out = repo.path.parent / f"{name}.json"
         module = stage["cmd"].removeprefix("exec python -m ").split()
         repo.run(sys.executable, str(Path(__file__).with_name("watch.py")), str(out), *module)
-        used[name] = {kind: set(names) - FOR_PICTURES for kind, names in json.loads(out.read_text()).items()}
+        used[name] = {kind: set(names) - UNUSED for kind, names in json.loads(out.read_text()).items()}
     return repo.path, used
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from repository import ROOT
 from stages.settings import Recipe
 from stages.shared.files import MODELS
-from stages.shared.tasks import Split, read_task
+from stages.shared.tasks import read_task
 from stages.training import augment, feature_cache, input_pipeline
 from stages.training.evaluate import log_probabilities
 from stages.training.input_pipeline import ShuffleOrder, make_dataset
@@ -77,7 +77,7 @@ def test_best_epoch_is_kept_whether_or_not_training_stops_early(params, train, r
 def test_balanced_classes_weigh_the_same_in_the_training_loss(params, tasks, train):
     x, y = tasks["source"].train.x, tasks["source"].train.y
     rows = np.sort(np.concatenate([np.flatnonzero(y == label)[: 2 + 4 * label] for label in range(5)]))
-    split = Split(x[rows], y[rows])
+    split = replace(tasks["source"].train, x=x[rows], y=y[rows])
     frozen = {"model.dropout": 0.0, "pretrain.epochs": 1, "pretrain.learning_rate": 1e-12}
     settings = params(**frozen, **{"pretrain.class_weight": "balanced"})
     model, (curves, _) = train(settings, replace(tasks["source"], train=split))
