@@ -26,7 +26,7 @@ import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
-from stages.images.listing import list_files
+from stages.images.listing import list_files, list_pictures
 from stages.images.pictures import Picture, read_in_parallel
 from stages.images.resize import HOW
 from stages.predictions import FORMAT, lowest_threshold, probability_columns
@@ -47,18 +47,24 @@ BEGINNINGS = (  # of the files that this program writes: it overwrites no others
 )  # fmt: skip
 
 
-def find_pictures(arguments: list[str]) -> list[Path]:
-    """Return the files that the arguments name; those of a folder or pattern in natural order, 2 before 10.
+def find_pictures(arguments: list[str]) -> tuple[list[Path], dict[Path, str]]:
+    """Return the files that the arguments name, and the labels of those in a folder with a list of pictures.
 
-    Raises `UserError` if there are none, or one is a pipe or device.
+    Those of a folder or pattern are in natural order, 2 before 10. Raises `UserError` if there are none, or one is a
+    pipe or device.
     """
-    found: list[Path] = []
+    found, labels = list[Path](), dict[Path, str]()
     for argument in arguments:
         if argument == "-":
             lines = sys.stdin.buffer if sys.stdin else ()  # None: closed
             found += [Path(os.fsdecode(line.rstrip(b"\r\n"))) for line in lines if line.strip()]
         elif Path(argument).is_dir():
-            found += sorted((argument / path for path in list_files(Path(argument))), key=natural_order)
+            files = [argument / path for path in list_files(Path(argument))]
+            if any(path.suffix.lower() == ".csv" and path.parent == Path(argument) for path in files):
+                table = list_pictures(Path(argument))
+                files = [argument / Path(path) for path in table["path"]]
+                labels |= dict(zip(files, table["label"], strict=True))
+            found += sorted(files, key=natural_order)
         elif Path(argument).exists() or not glob.has_magic(argument):
             found.append(Path(argument))
         else:
@@ -67,7 +73,7 @@ def find_pictures(arguments: list[str]) -> list[Path]:
         raise UserError(f"{one_line(' '.join(arguments))}: no pictures found, expected files, folders or patterns")
     if other := next((path for path in found if path.exists() and not path.is_file()), None):
         raise UserError(f"{one_line(other)}: not a regular file, expected a picture")
-    return found
+    return found, labels
 
 
 def natural_order(path: Path) -> tuple:
@@ -117,14 +123,16 @@ def encode(picture: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def describe(paths: list[Path], p: np.ndarray, names: list[str], top: int, threshold: float) -> list[dict[str, Any]]:
-    """Describe predictions: image, actual (its folder's class, or empty), predicted, state, and the `top` classes.
+def describe(
+    paths: list[Path], labels: dict[Path, str], p: np.ndarray, names: list[str], top: int, threshold: float
+) -> list[dict[str, Any]]:
+    """Describe predictions: image, actual (its label or its folder's class, or empty), predicted, state, `top` classes.
 
     The state is right, wrong, unsure (`predicted` is empty, then) or, if the actual class is unknown, empty.
     """
     records, class_of = [], {normalize("NFC", name): name for name in names}
     for path, row, best in zip(paths, p, np.argsort(-p, axis=1, kind="stable")[:, :top], strict=True):
-        actual = class_of.get(normalize("NFC", path.parent.name), "")
+        actual = class_of.get(normalize("NFC", labels.get(path, path.parent.name)), "")
         predicted = names[best[0]] if round(float(row[best[0]]), 6) >= threshold else ""  # as it is rounded
         state = "unsure" if not predicted else "" if not actual else "right" if predicted == actual else "wrong"
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in best]
@@ -139,7 +147,7 @@ def summarise(records: list[dict[str, Any]], threshold: float | None) -> list[st
     if judged := [state == "right" for state in states if state in ("right", "wrong")]:
         low, high = accuracy_interval(np.array(judged))
         accuracy = f"accuracy {sum(judged) / len(judged):.1%} (95% interval {low:.1%} to {high:.1%})"
-        lines.append(f"{accuracy}: {sum(judged)} of {len(judged)} pictures in folders named like a class")
+        lines.append(f"{accuracy}: {sum(judged)} of {len(judged)} pictures with a known class")
     if threshold is not None:
         lines.append(f"unsure: {states.count('unsure')} of {len(states)} pictures, probability below {threshold:.3f}")
     return lines
@@ -175,11 +183,11 @@ def main() -> None:
     outputs = {kind: path for kind in FORMATS if (path := getattr(options, kind))}
     for kind, path in outputs.items():
         check_output(kind, path)
-    paths = find_pictures(options.pictures)
+    paths, labels = find_pictures(options.pictures)
     trained = load_trained(options.model)
     threshold = choose_threshold(trained, options.unsure) if options.unsure else None
     read, p, images, failed = classify(trained, paths, "html" in outputs)
-    records = describe(read, p, trained.class_names, options.top, threshold or 0.0)
+    records = describe(read, labels, p, trained.class_names, options.top, threshold or 0.0)
     summary, shown = summarise(records, threshold), records[:MAX_SHOWN]
     for kind, path in outputs.items():
         if kind == "csv":  # the columns of the stages' predictions.csv

@@ -32,6 +32,7 @@ def read_folder(folder: Path, size: tuple[int, int] | None, data: Data, sides: t
         raise UserError(f"{folder}: names of classes: {error}") from None
     label = {name: i for i, name in enumerate(names)}
     chosen = [names[i] for side in sides for i in choose_classes(data, side, names, one_dataset=len(sides) > 1)]
+    unused = [f"column of the list that is not used: {heading}" for heading in table.attrs.get("unused", ())]
     table = table[table["label"].isin(chosen)].reset_index(drop=True)
     pixels, read, notes, resized = _read_pixels(folder, table["path"].tolist(), size, data)
     if lost := set(table["label"]) - set(table["label"][read]):
@@ -44,7 +45,7 @@ def read_folder(folder: Path, size: tuple[int, int] | None, data: Data, sides: t
         part = table.iloc[rows]
         splits[name or "train"] = Split(images.take(rows), part["label"].map(label).to_numpy(), part["name"].to_numpy())
     groups = {name: group for name, group in zip(table["name"], table["group"], strict=True) if group}
-    return Dataset(folder.name, names, splits, tuple(notes), groups=groups, resized=resized)
+    return Dataset(folder.name, names, splits, (*notes, *unused), groups=groups, resized=resized)
 
 
 def _read_pixels(

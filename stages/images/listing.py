@@ -29,7 +29,7 @@ def list_pictures(folder: Path) -> pd.DataFrame:
     """List the folder's pictures in the order of their file names.
 
     Columns: path (in the folder), label, split (train, validation, test, or empty), group (or empty), name (of the
-    file). Raises `UserError` if the folder or its list is laid out otherwise.
+    file); attribute ``unused``: other columns of a list. Raises `UserError` if folder or list are laid out otherwise.
     """
     files = list_files(folder)
     lists = [path for path in files if path.suffix.lower() == ".csv" and len(path.parts) == 1]
@@ -106,6 +106,7 @@ def _read_list(folder: Path, path: Path) -> pd.DataFrame:
         if len(row) != len(header):
             raise UserError(f"{path}: row {number} has {len(row)} values, expected {len(header)}, as the heading")
     table = pd.DataFrame({k: [row[i[0]] if i else "" for row in rows[1:]] for k, i in found.items()}, dtype=str)
+    table.attrs["unused"] = [heading for i, heading in enumerate(header) if [i] not in found.values()]
     return table.assign(path=[_inside(folder, path, given) for given in table["path"]])
 
 

@@ -27,6 +27,8 @@ def start() -> None:
                  "PYTHONSAFEPATH or another PYTHONPATH: `unset` both")  # fmt: skip
     if program.name == "-m" and (found := BREAKS_DVC.search(str(program))):
         sys.exit(f"error: {str(program.parent)!r}: DVC fails in a folder with {found[0]!r} in its path: rename it")
+    if (root := Path(os.environ.get("DVC_ROOT", "."))).absolute() != Path.cwd() and (root / ".git/shallow").exists():
+        sys.exit("error: DVC would lose an experiment of --temp in a shallow clone (dvc#7547): `git fetch --unshallow`")
     if missing := [name for name in PACKAGES if not find_spec(name)]:
         sys.exit(
             f"error: {sys.executable or 'this python'} lacks {', '.join(missing)}: run `make setup` once, then "

@@ -97,7 +97,14 @@ def test_pictures_may_be_listed_in_a_csv_file(tmp_path, heading, separator, pref
     (folder / "list.csv").write_text("\n".join(rows), encoding="utf-8")
     task = read(folder)
     assert (task.class_names, task.counts) == (["0", "1"], {"train": 10, "validation": 0, "test": 5})
+    assert not any("not used" in note for note in task.notes)
     assert {str(name) for name in task.test.names} == {f"{CLASSES[i % 3]}/{i // 3}.png" for i in range(10, 15)}
+
+
+def test_columns_that_are_not_used_are_named(tmp_path):
+    rows = [f"{name}/{i}.png,{name},train" for name in CLASSES for i in range(5)]
+    (photos(tmp_path) / "list.csv").write_text("\n".join(["path,label,splt", *rows]))
+    assert "column of the list that is not used: splt" in read(tmp_path).notes
 
 
 def test_pictures_of_one_group_are_in_one_split(tmp_path):

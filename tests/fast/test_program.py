@@ -39,6 +39,13 @@ def test_folder_in_which_dvc_fails_is_refused(refusal, name):
     assert "DVC fails in a folder with " in refusal(name)
 
 
+def test_experiment_that_dvc_would_lose_is_refused(tmp_path, refusal, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/shallow").touch()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert "`git fetch --unshallow`" in refusal("copy of --temp")
+
+
 @pytest.mark.parametrize(("owner", "name", "error"), [(Path, "home", RuntimeError), (getpass, "getuser", KeyError)])
 def test_user_without_home_folder_or_name_is_told_what_to_set(refusal, monkeypatch, owner, name, error):
     def fail():

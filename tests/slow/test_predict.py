@@ -65,6 +65,10 @@ def test_predictions_are_those_of_the_stage_in_every_format(predicted, capsys, m
     assert table[["actual", "predicted"]].equals(expected[["actual", "predicted"]])
     assert np.allclose(table["probability"], expected["probability"], atol=2e-6)
     assert np.allclose(table.filter(like="p: ").sum(axis=1), 1, atol=1e-5)
+    rows = [f"{row.actual}/{row.i}.png,{NAMES[0]}" for row in expected.itertuples()]
+    Path("photos/list.csv").write_text("\n".join(["path,label", *rows]))
+    predicted("photos", "--csv", "listed.csv")  # where a list gives labels, these count
+    assert set(pd.read_csv("listed.csv")["actual"]) == {NAMES[0]}
     record = json.loads(Path("p.json").read_text())[7]
     likely = table.filter(like="p: ").loc[7].nlargest(2)
     assert {f"p: {best['class']}": best["probability"] for best in record["classes"]} == likely.to_dict()
