@@ -13,6 +13,7 @@ from stages.shared.yaml_files import read_yaml
 
 PARAMS = Path("params.yaml")
 RANDOM_WEIGHTS = "data/raw/random.yaml"
+PRETRAINED = "models/pretrain.keras"
 MAX_SIDE = 1024  # pixels of an image
 
 Text = Annotated[str, Field(min_length=1)]
@@ -98,7 +99,7 @@ class Recipe(Section):
 class FinetuneRecipe(Recipe):
     """How to fine-tune, and which layers."""
 
-    start: Text = Field("models/pretrain.keras", description="the model to start from, a .keras file")
+    start: Text = Field(PRETRAINED, description="the model to start from, a .keras file")
     epochs: int = Field(10, ge=1, le=1_000_000, description="passes over the training images")
     trainable: list[str] = Field(min_length=1, description="layers to train, or backbone; all others are frozen")
     head: Literal["auto", "keep", "reset"] = Field(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from stages.settings import FinetuneRecipe, Settings
+from stages.settings import PRETRAINED, FinetuneRecipe, Settings
 from stages.shared.errors import SettingError
 from stages.shared.tasks import Task
 from stages.training.fit import History, fit
@@ -60,7 +60,7 @@ def train_control(
         return None
     print(f"{stage}: control, from random weights")
     model = random_weights_of(start, params.seed)
-    if classes == task.class_names:
+    if classes == task.class_names and recipe.start != PRETRAINED:
         probe = recipe.model_copy(update={"trainable": ["output"]})
         model = prepare(model, classes, task, probe, stage, random=True)
         fit(model, task, probe, stage, params, "control_history.csv")
