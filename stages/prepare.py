@@ -27,7 +27,7 @@ def count_classes(task: Task) -> pd.DataFrame:
 def main() -> None:
     """Read the datasets, split them, save the tasks and print their sizes."""
     params = settings.load()
-    loading.check_classes_of_pointers(params.data)
+    loading.check_settings(params.data)
     if sys.argv[1:] == ["--fetch"]:
         try:
             for path in dict.fromkeys(loading.dataset_paths(params.data)):

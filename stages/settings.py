@@ -1,7 +1,6 @@
 """Every setting once: type, range, default (the notebook's) and one line of help; and the checks of ``params.yaml``."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -140,12 +139,6 @@ class Settings(Section):
         if self.precision != "float32" and not self.model.rescale and not self.model.backbone:
             expected = "'float32', or model.rescale=true: this network does not learn from raw pixels in 16 bits"
             raise SettingError("precision", self.precision, expected)
-        try:
-            groups = re.compile(self.data.groups or "()").groups
-        except re.error:
-            groups = 0
-        if groups != 1:
-            raise SettingError("data.groups", self.data.groups, "a pattern with one group, such as (patient[0-9]+)")
         if self.model.backbone == "file" and not self.model.weights.endswith((".keras", ".yaml")):
             raise SettingError("model.weights", self.model.weights, "a .keras file, as model.backbone is 'file'")
         if not self.model.backbone and self.model.weights != RANDOM_WEIGHTS:

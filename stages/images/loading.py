@@ -1,5 +1,6 @@
 """Find and read the datasets that ``data.path`` and ``data.target_path`` name."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from stages.images.dataset import Dataset, read_dataset
 from stages.images.folders import read_folder
 from stages.images.resize import resize_dataset, to_rgb
 from stages.settings import Data
-from stages.shared.errors import UserError
+from stages.shared.errors import SettingError, UserError
 from stages.shared.inputs import refuse_untracked
 from stages.shared.tasks import Side
 from stages.shared.yaml_files import read_yaml
@@ -45,8 +46,14 @@ def dataset_paths(data: Data) -> tuple[Path, Path]:
     return path, path if is_same(target_path) else target_path
 
 
-def check_classes_of_pointers(data: Data) -> None:
-    """Raise `SettingError` if the chosen classes are not those of a pointer, before its archive is downloaded."""
+def check_settings(data: Data) -> None:
+    """Raise `SettingError` for an invalid pattern or, of a pointer, invalid classes, before anything is downloaded."""
+    try:
+        groups = re.compile(data.groups or "()").groups
+    except re.error:
+        groups = 0
+    if groups != 1:
+        raise SettingError("data.groups", data.groups, "a pattern with one group, such as (patient[0-9]+)")
     one_dataset, sides = is_same(Path(data.target_path)), dict(zip(SIDES, dataset_paths(data), strict=True))
     for side, path in sides.items():
         if path.suffix in (".yaml", ".yml"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from archives import ARRAYS
 from stages.images.dataset import validate_arrays
-from stages.images.loading import load, load_datasets
+from stages.images.loading import check_settings, load, load_datasets
 from stages.images.split import split
 from stages.settings import Data
 from stages.shared.errors import UserError
@@ -117,6 +117,9 @@ def test_pictures_of_one_group_are_in_one_split(tmp_path):
         assert task.notes[1] == "groups, none of them in two splits: 3"
     with pytest.raises(UserError, match=r"data.groups: was .\(zz\)., expected a pattern found in names such as 'ant"):
         read(tmp_path / "others", groups="(zz)")
+    for pattern in ("(", "a", "(a)(b)"):
+        with pytest.raises(UserError, match=r"data.groups: was .*, expected a pattern with one group, such as \(pat"):
+            check_settings(Data(groups=pattern))
 
 
 def test_pictures_are_sorted_by_file_name_whatever_their_class(tmp_path):
