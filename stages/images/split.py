@@ -120,14 +120,15 @@ class _Images:
             if len(order) < 2:
                 problem = f"class {short_repr(name)} has {len(order)} different pictures"
                 raise UserError(f"{self.dataset.name}: {problem}, expected at least 2, one of them to hold out")
-            sizes = own.drop_duplicates("hash")["group"].value_counts()  # copies do not count
-            left = min(max(1, round(fraction * sizes.sum())), sizes.sum() - 1)
+            sizes = own.drop_duplicates("hash")["group"].value_counts().to_dict()  # copies do not count
+            images = sum(sizes.values())
+            left = min(max(1, round(fraction * images)), images - 1)
             fitting = []
             for group in order[::-1]:
                 if sizes[group] <= left:
                     fitting.append(group)
                     left -= sizes[group]
-            held += fitting or [sizes.idxmin()]
+            held += fitting or [min(sizes, key=sizes.__getitem__)]
         return (self.table["split"] == "train") & self.table["group"].isin(held)
 
     def _training_images(self) -> list[tuple[str, pd.DataFrame]]:
