@@ -154,7 +154,8 @@ class Cluster:
         """Check the last round's experiments and page, and the trainings of all rounds."""
         self.run("alone", "python", "-m", "studies", PLAN, "-S", self.setting)
         plan, head = yaml.safe_load((ROOT / PLAN).read_text()), self.run("user", "git", "rev-parse", "HEAD")
-        same = len({(self.folder / clone / plan["page"]).read_bytes() for clone in ("user", "alone")}) == 1
+        pages = [self.folder / clone / "results" / Path(PLAN).stem / "README.md" for clone in ("user", "alone")]
+        same = len({page.read_bytes() for page in pages}) == 1
         expected = len(plan["seeds"]) * len(plan["runs"])
         found = len(self.run("origin.git", "git", "for-each-ref", f"refs/exps/{head[:2]}").splitlines())
         trainings = {stage: self.count_trainings(stage) for stage in ("pretrain", "finetune")}

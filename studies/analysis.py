@@ -3,6 +3,7 @@
 import itertools
 from functools import cache
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from dvc.exceptions import DvcException
 from pandas.core.groupby import SeriesGroupBy
 from scipy import stats
 
+from stages.reporting.statistics import wilson_interval
 from stages.shared.errors import UserError
 from stages.shared.files import stage_folder
 from studies.experiments import experiment_name
@@ -21,22 +23,27 @@ LEVEL = 0.05  # of significance
 ROUNDING = 1e-9  # a standard deviation below this is a rounding error
 
 
-def results(plan: Plan, study: str, done: dict[str, Experiment]) -> pd.DataFrame:
+def results(plan: Plan, study: str, done: dict[str, Experiment], every: int | None = None) -> pd.DataFrame:
     """Collect one row for each model (and each choice in a question), number of images and seed.
 
-    Columns: model, images (per class), seed, experiment, rev, stage, accuracy (test), validation (accuracy; NaN without
-    validation images), seconds (of training, including pretraining).
+    Columns: model, images (per class; `every` for all), seed, experiment, rev, stage, control (whether it is the
+    stage's), accuracy (test), validation (accuracy; NaN without validation images), seconds (of training, including
+    that of the model it starts from; NaN for controls).
     """
     rows, names = [], {name.rpartition("_")[0]: name for name in done}
     for (name, model), images, seed in itertools.product(plan.named_models.items(), plan.images_per_class, plan.seeds):
         if (experiment := names.get(experiment_name(study, model.run, images, seed))) is None:
             continue
         rev, metrics = done[experiment].rev, done[experiment].metrics
-        accuracies = [metrics[model.stage][f"{part}_accuracy"] for part in ("test", "validation")]
-        seconds = sum(metrics[stage]["train_seconds"] for stage in {"pretrain", model.stage})
-        rows.append([name, images, seed, experiment, rev, model.stage, *accuracies, seconds])
-    columns = ["model", "images", "seed", "experiment", "rev", "stage", "accuracy", "validation", "seconds"]
-    table = pd.DataFrame(rows, columns=columns)
+        measured = [metrics[model.stage][f"{part}_accuracy"] for part in ("test", "validation")]
+        start = Path(plan.runs[model.run].get(f"{model.stage}.start", "pretrain")).stem
+        measured.append(sum(metrics[s]["train_seconds"] for s in metrics if s in ("pretrain", start, model.stage)))
+        if model.control:
+            measured = [metrics[model.stage]["control_test_accuracy"], None, None]
+        rows.append([name, images or every, seed, experiment, rev, model.stage, model.control, *measured])
+    columns = ["model", "images", "seed", "experiment", "rev", "stage", "control", "accuracy", "validation", "seconds"]
+    table = pd.DataFrame(rows, columns=columns).dropna(subset="accuracy")  # random features are their own control
+    table = table.astype({"accuracy": float, "validation": float, "seconds": float})
     asked = [choice for choice in plan.choices if choice.choose in plan.asked]
     return pd.concat([table, *(_chosen_rows(table, choice) for choice in asked)], ignore_index=True)
 
@@ -88,13 +95,11 @@ def compare_all(table: pd.DataFrame, questions: list[Question]) -> list[pd.DataF
     p = pd.concat([answer["p"] for answer in answers]).dropna()
     adjusted = dict(zip(p, stats.false_discovery_control(p), strict=True))  # equal p have equal adjusted p
     answers = [answer.assign(adjusted=answer["p"].map(adjusted)) for answer in answers]
-    return [answer.assign(verdict=_verdicts(answer)) for answer in answers]
-
-
-def _verdicts(answer: pd.DataFrame) -> np.ndarray:
-    """Classify differences as better, worse or inconclusive."""
-    significant = (answer["adjusted"] < LEVEL) & ((answer["low"] > 0) | (answer["high"] < 0))
-    return np.select([~significant, answer["difference"] > 0], ["inconclusive", "**better**"], "**worse**")
+    for answer in answers:
+        significant = (answer["adjusted"] < LEVEL) & ((answer["low"] > 0) | (answer["high"] < 0))
+        better = np.where(answer["difference"] > 0, "**better**", "**worse**")
+        answer["verdict"] = np.where(significant, better, "inconclusive")
+    return answers
 
 
 @cache
@@ -112,37 +117,67 @@ def read_output(experiment: str, rev: str, stage: str, name: str) -> str:
 
 def predictions(row: pd.Series) -> pd.DataFrame:
     """Read the test predictions of a row of `results`: columns actual, predicted, probability."""
-    text = read_output(row["experiment"], row["rev"], row["stage"], "predictions.csv")
+    file = "control_predictions.csv" if row["control"] else "predictions.csv"
+    text = read_output(row["experiment"], row["rev"], row["stage"], file)
     return pd.read_csv(StringIO(text), na_filter=False)
-
-
-def _class_accuracies(row: pd.Series) -> pd.Series:
-    table = predictions(row)
-    return (table["actual"] == table["predicted"]).groupby(table["actual"]).mean()
 
 
 def class_gains(table: pd.DataFrame, question: Question, images: int) -> pd.DataFrame:
     """Compute the second model's test accuracy minus the first's, by seed and class: float (seeds, classes)."""
-    rows = {(row["model"], row["seed"]): row for _, row in table[table["images"] == images].iterrows()}
-    gains = {
-        seed: _class_accuracies(rows[question.second, seed]) - _class_accuracies(rows[question.first, seed])
-        for model, seed in rows
-        if model == question.first and (question.second, seed) in rows
-    }
+    found: dict[str, dict] = {question.first: {}, question.second: {}}
+    for _, row in table[(table["images"] == images) & table["model"].isin(list(found))].iterrows():
+        tested = predictions(row)
+        correct = (tested["actual"] == tested["predicted"]).groupby(tested["actual"]).mean()
+        found[row["model"]][row["seed"]] = correct
+    first, second = found.values()
+    gains = {seed: second[seed] - first[seed] for seed in first if seed in second}
     return pd.DataFrame.from_dict(gains, orient="index")
 
 
 def choose(table: pd.DataFrame, choice: Choice, images: int) -> tuple[pd.DataFrame, bool]:
-    """Rank a choice's candidates at one number of images, over the seeds that all of them have.
+    """Rank a choice's candidates at one number of images, over the seeds that all of those with runs have.
 
     Returns a `summary` by model, the best first (empty if there is no such seed), and whether it is of validation
     accuracy; without validation images it is of test accuracy.
     """
+    part, column = _candidates(table, choice, images)
+    ranking = summary(part, column).droplevel("images")
+    return ranking.sort_values("mean", ascending=False, kind="stable"), column == "validation"
+
+
+def _candidates(table: pd.DataFrame, choice: Choice, images: int) -> tuple[pd.DataFrame, str]:
+    """Return the rows to choose from, and the column to choose by."""
     part = table[(table["images"] == images) & table["model"].isin(choice.among)]
-    part = part[part.groupby("seed")["model"].transform("nunique") == len(choice.among)]
-    validated = bool(part["validation"].notna().all())
-    ranking = summary(part, "validation" if validated else "accuracy").droplevel("images")
-    return ranking.sort_values("mean", ascending=False, kind="stable"), validated
+    part = part[part.groupby("seed")["model"].transform("nunique") == part["model"].nunique()]
+    return part, "validation" if part["validation"].notna().all() else "accuracy"
+
+
+def expected_accuracy(table: pd.DataFrame, choice: Choice, images: int) -> pd.DataFrame:
+    """Estimate the test accuracy of what is chosen: mean, sd, n, low, high over seeds; chosen_on (a column); one row.
+
+    Each seed chooses by its own validation images, as its test images may be another's validation images. With fewer
+    than three seeds, the interval is Wilson's for the test images of one.
+    """
+    part, column = _candidates(table, choice, images)
+    best = part.loc[part.groupby("seed")[column].idxmax()]
+    estimate = _intervals(best.groupby("images")["accuracy"])
+    if len(best) in (1, 2):
+        tests = len(predictions(best.iloc[0]))
+        estimate[["low", "high"]] = wilson_interval(round(best["accuracy"].mean() * tests), tests)
+    return estimate.assign(low=estimate["low"].clip(0), high=estimate["high"].clip(upper=1), chosen_on=column)
+
+
+def gain_of_doubling(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Compute a model's gain in test accuracy from the last doubling of its images: mean, sd, n, low, high over seeds.
+
+    Its most images are compared with the nearest number, `few`, that is at most half of them, and the gain is divided
+    by the number of doublings between. One row; none without such runs.
+    """
+    accuracies = table[table["model"] == model].pivot_table(index="seed", columns="images", values="accuracy")
+    numbers = [int(number) for number in accuracies.columns]
+    few, most = max((n for n in numbers if n <= numbers[-1] / 2), default=numbers[-1]), numbers[-1]
+    gains = ((accuracies[most] - accuracies[few]) / np.log2(most / few)).dropna()
+    return _intervals(gains.groupby(lambda _: few)).rename_axis("few")
 
 
 def _chosen_rows(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:

@@ -22,7 +22,8 @@ def draw(plan: Plan, table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> dic
         "accuracy_by_images": accuracy_by_images(plan, summary),
         "accuracy_by_time": accuracy_by_time(plan, table),
     }
-    if compares_layers(plan):
+    variants = [list(of_way) for of_way in plan.models.values()]
+    if len(variants) > 2 and all(names == variants[0] for names in variants):
         figures["accuracy_by_layers"] = accuracy_by_layers(plan, summary)
     if gains:
         figures["class_gains"] = gains_by_class(gains)
@@ -82,12 +83,6 @@ def accuracy_by_images(plan: Plan, summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def compares_layers(plan: Plan) -> bool:
-    """Return whether the plan compares three or more sets of trained layers, each with the same variants."""
-    variants = [list(of_way) for of_way in plan.models.values()]
-    return len(variants) > 2 and all(names == variants[0] for names in variants)
-
-
 def accuracy_by_layers(plan: Plan, summary: pd.DataFrame) -> Figure:
     """Plot mean test accuracy with its 95% interval by trained layers, a panel for each number of images."""
     images, origins = list(plan.images_per_class), next(iter(plan.models.values()))
@@ -107,7 +102,7 @@ def accuracy_by_time(plan: Plan, table: pd.DataFrame) -> Figure:
     figure, (ax,) = _subplots()
     ax.set(xscale="log", xlabel="seconds of training, including pretraining")
     for model, style in styles(plan).items():
-        rows = table[table["model"] == model]
+        rows = table[(table["model"] == model) & table["seconds"].notna()]
         if len(rows):
             means = rows.groupby("images", sort=False)[["seconds", "accuracy"]].mean()
             ax.plot(means["seconds"], means["accuracy"], label=model, **style)

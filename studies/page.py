@@ -15,7 +15,8 @@ from stages.reporting.page import escape_markdown
 from stages.settings import Settings
 from stages.shared.files import write_atomic
 from studies import analysis, charts
-from studies.plan import Choice, Plan
+from studies.experiments import training_command
+from studies.plan import Choice, Plan, Question
 from studies.repository import committed_settings, pipeline_commit
 
 
@@ -24,12 +25,12 @@ def smallest_p(answers: list[pd.DataFrame]) -> str:
     tested = pd.concat(answers).dropna(subset="p")
     if tested.empty:
         return "No comparison has two seeds, so none could be tested."
-    smallest = 2 / 2 ** tested["n"].max()
-    needed = math.floor(smallest * len(tested) / analysis.LEVEL) + 1
-    text = f"With {tested['n'].max():.0f} seeds, p is at least {smallest:.2g}"
+    n = int(tested["n"].max())
+    needed = math.floor(2 / 2**n * len(tested) / analysis.LEVEL) + 1
+    more = f"at least {needed} of the {len(tested)} comparisons must reach that for any to be significant."
     if needed > len(tested):
-        return f"{text}: too few seeds for any significant difference."
-    return f"{text}: at least {needed} of the {len(tested)} comparisons must reach that for any to be significant."
+        more = "too few seeds for any significant difference."
+    return f"With {n} seeds, p is at least {2 / 2**n:.2g}: {more}"
 
 
 def rank_choices(plan: Plan, table: pd.DataFrame) -> list[tuple[Choice, int, list[dict], bool, dict]]:
@@ -61,17 +62,35 @@ def mixed_environments(plan: Plan, table: pd.DataFrame, environments: pd.Series)
     return mixed
 
 
+def answer(plan: Plan, table: pd.DataFrame) -> dict[str, Any] | None:
+    """Collect what the page says first: of the choice that is compared with a model; None without runs of it."""
+    images, choice = max(plan.images_per_class), next((choice for choice in plan.choices if choice.against), None)
+    if not choice or (ranking := analysis.choose(table, choice, images)[0]).empty:
+        return None
+    best = str(ranking.index[0])
+    question = Question(ask="", first=str(choice.against), second=best)
+    estimates = {
+        "expected": analysis.expected_accuracy(table, choice, images),
+        "gain": analysis.compare(table[table["images"] == images], question),
+        "doubling": analysis.gain_of_doubling(table, best),
+    }
+    rows = {name: next(iter(_rows(estimate)), None) for name, estimate in estimates.items()}
+    command = training_command(plan, best, images)
+    return rows | {"choice": choice, "images": images, "count": len(ranking), "best": best, "command": command}
+
+
 def describe_runs(plan: Plan, table: pd.DataFrame) -> dict[str, Any]:
     """Return everything that is needed to run the study again: commit, settings, dataset and environments."""
     settings, defaults = committed_settings() | plan.settings, Settings().by_key()
     experiments = table.drop_duplicates("experiment")
     environments = table.apply(_environment, axis="columns")
-    tests = {len(analysis.predictions(row)) for _, row in experiments.drop_duplicates("images").iterrows()}
+    test_sets = {tuple(analysis.predictions(row)["image"]) for _, row in experiments.drop_duplicates("seed").iterrows()}
     return {
         "count": len(experiments),
         "commit": pipeline_commit(),
-        "dataset": settings["data.path"],
-        "test_images": sorted(tests),
+        "datasets": [settings["data.path"], settings["data.target_path"]],
+        "test_images": sorted({len(images) for images in test_sets}),
+        "splits": len(test_sets),
         "changed": {key: value for key, value in settings.items() if defaults.get(key) != value},
         "environments": environments[experiments.index].value_counts().sort_index().to_dict(),
         "mixed_environments": mixed_environments(plan, table, environments),
@@ -91,8 +110,8 @@ def code(text: object) -> str:
 def render(plan: Plan, table: pd.DataFrame, **values: Any) -> str:
     """Render the page as Markdown, without times, so that a rerun writes the same page.
 
-    `table` is from `analysis.results`. `values` are command, failed (reasons by experiment), charts (names), folder and
-    runs (from `describe_runs`).
+    `table` is from `analysis.results`. `values` are command, failed (reasons by experiment), left_out (experiments),
+    too_few (numbers of images), charts (names) and runs (from `describe_runs`).
     """
     environment = Environment(
         loader=PackageLoader("studies"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -104,6 +123,7 @@ def render(plan: Plan, table: pd.DataFrame, **values: Any) -> str:
     answers = analysis.compare_all(table, plan.questions)
     return environment.get_template("page.md").render(
         plan=plan,
+        answer=answer(plan, table),
         answers=list(zip(plan.questions, map(_rows, answers), strict=True)),
         summary=_rows(analysis.summary(analysis.hide_rejected(plan, table))),
         choices=rank_choices(plan, table),
@@ -113,16 +133,14 @@ def render(plan: Plan, table: pd.DataFrame, **values: Any) -> str:
     )
 
 
-def write(plan: Plan, command: str, table: pd.DataFrame, failed: dict[str, str]) -> Path:
-    """Write the page for `command`, its charts and ``runs.csv``; return the page's path."""
-    page = Path(plan.page)
-    folder = page.with_suffix("")
+def write(folder: Path, plan: Plan, table: pd.DataFrame, **values: Any) -> Path:
+    """Write the page, its charts and ``runs.csv`` to a folder; return the page's path; for `values` see `render`."""
     visible = analysis.hide_rejected(plan, table)
     gains = {q.ask: analysis.class_gains(table, q, max(plan.images_per_class)) for q in plan.questions}
     drawn = charts.draw(plan, visible, {ask: by_class for ask, by_class in gains.items() if len(by_class)})
     for name, figure in drawn.items():
         figures.save(figure, folder / f"{name}.png")
-    write_atomic(folder / "runs.csv", visible.drop(columns="rev").to_csv(index=False).encode())
-    values = {"command": command, "failed": failed, "charts": list(drawn), "runs": describe_runs(plan, table)}
-    write_atomic(page, render(plan, table, folder=folder.name, **values).encode())
-    return page
+    write_atomic(folder / "runs.csv", visible.drop(columns=["rev", "control"]).to_csv(index=False).encode())
+    values |= {"charts": list(drawn), "runs": describe_runs(plan, table)}
+    write_atomic(folder / "README.md", render(plan, table, **values).encode())
+    return folder / "README.md"

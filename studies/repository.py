@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import yaml
 from dvc.api import DVCFileSystem
 from pydantic import Field, ValidationError, create_model
 
 from stages.settings import PARAMS, Settings, leaves
 from stages.shared.errors import UserError, describe_all, describe_problem, one_line
+from stages.shared.files import PREPARED
 from stages.shared.yaml_files import parse_yaml, read_yaml
 from studies.plan import FlatSettings
 from studies.worker import Base, find_reason
 
 DVC = (sys.executable, "-m", "dvc")
-Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Seconds = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 FIELDS = {  # of a stage, in files of reports/, that studies use
-    "metrics": create_model("Metrics", test_accuracy=(Fraction, ...)),
-    "details": create_model("Details", validation_accuracy=(Fraction | None, ...), train_seconds=(Seconds, ...)),
+    "metrics": create_model("Metrics", test_accuracy=(Share, ...), control_test_accuracy=(Share | None, None)),
+    "details": create_model("Details", validation_accuracy=(Share | None, ...), train_seconds=(Seconds, ...)),
 }
 
 
@@ -100,6 +102,14 @@ def prepare_base(wanted: dict[str, FlatSettings], remote_workers: bool) -> Base:
 def files_at(rev: str) -> tuple[DVCFileSystem, str]:
     """Return the files that Git and DVC have in a commit, and the path of this folder there, such as ""."""
     return DVCFileSystem(rev=rev, subrepos=True), _git("rev-parse", "--show-prefix")
+
+
+def count_training_images(done: dict[str, Experiment]) -> tuple[int, int]:
+    """Count an experiment's target images to train on: the mean of the classes, and the smallest class's."""
+    files, folder = files_at(next(iter(done.values())).rev)
+    with files.open(f"{folder}{PREPARED.as_posix()}/target.npz") as file, np.load(file) as arrays:
+        counts = np.bincount(arrays["y_train"])
+    return round(counts.mean()), int(counts.min())
 
 
 def _check_data(wanted: dict[str, FlatSettings], remote_workers: bool) -> None:

@@ -27,14 +27,16 @@ POLL_SECONDS = 5  # between checks for new workers
 
 
 class Study:
-    """The experiments of a study and the state of each: waiting, running, completed or failed."""
+    """The experiments of a study and the state of each; none is started after `deadline`, by ``time.monotonic``."""
 
-    def __init__(self, client: Client, base: Base, wanted: dict[str, FlatSettings], retry: bool):
-        self.client, self.base, self.wanted = client, base, wanted
+    def __init__(self, client: Client, base: Base, wanted: dict[str, FlatSettings], retry: bool, deadline: float):
+        self.client, self.base, self.wanted, self.deadline = client, base, wanted, deadline
+        self.left_out: list[str] = []
         self.key = {name: f"{name}-{tokenize(base, wanted[name])}" for name in wanted}
         self.waits_for, self.first_pretrainings = find_dependencies(wanted)
         completed = completed_experiments(base, wanted)
-        self.failed = {} if retry else self._read_failures()
+        files = {} if retry else {name: _file(key, "failed") for name, key in self.key.items()}
+        self.failed = {name: file.read_text() for name, file in files.items() if file.exists()}  # at the same commit
         self.waiting = [name for name in wanted if name not in completed and name not in self.failed]
         self.running: dict[Future, tuple[str, str]] = {}  # experiment and worker's address
         self.attempts: Counter[str] = Counter()
@@ -45,9 +47,14 @@ class Study:
         self.missing, self.started, self.progress = len(self.waiting), time.monotonic(), ""
 
     def run(self) -> tuple[dict[str, Experiment], dict[str, str]]:
-        """Run the missing experiments; return all completed ones and the reasons of failures, by name."""
+        """Run the missing experiments; return all completed ones and the reasons of failures, by name.
+
+        Raises `UserError` if no experiment is completed.
+        """
         self.client.subscribe_topic(worker.TOPIC, self._log)
         while self.waiting or self.running:
+            if time.monotonic() > self.deadline:
+                self.left_out, self.waiting = self.left_out + self.waiting, []
             self._submit()
             self._print_progress()
             if not self.running:
@@ -60,12 +67,12 @@ class Study:
             for future in ended:
                 self._finish(future)
         completed = completed_experiments(self.base, self.wanted)
-        return completed, {n: self.failed.get(n, "its experiment is gone") for n in self.wanted if n not in completed}
-
-    def _read_failures(self) -> dict[str, str]:
-        """Read the reasons of earlier failures at the same commit."""
-        paths = {name: _file(key, "failed") for name, key in self.key.items()}
-        return {name: path.read_text() for name, path in paths.items() if path.exists()}
+        missing = [name for name in self.wanted if name not in {*completed, *self.left_out}]
+        failed = {name: self.failed.get(name, "its experiment is gone") for name in missing}
+        if not completed:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items()) or "none was started"
+            raise UserError(f"no experiment succeeded: {reasons}")
+        return completed, failed
 
     def _log(self, event: tuple) -> None:
         """Append a line of an experiment's output to its log."""
@@ -154,13 +161,15 @@ class Study:
 
     def _print_progress(self) -> None:
         """Print the progress and the estimated time left, if an experiment has started or ended."""
-        left = len(self.waiting) + len(self.running)
+        left = len(self.waiting) + len(self.running) + len(self.left_out)
         running = ", ".join(name for name, _ in self.running.values()) or "none, no worker is connected"
         text = f"{len(self.wanted) - left} of {len(self.wanted)} ended; running: {running}"
         if text == self.progress:
             return
         self.progress = text
-        if ended := self.missing - left:
+        if self.left_out:
+            text += f"; time is up: {len(self.left_out)} are not started"
+        elif ended := self.missing - left:
             text += f"; about {(time.monotonic() - self.started) / ended * left / 60:.0f} min left"
         print(text, flush=True)
 

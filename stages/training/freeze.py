@@ -1,6 +1,7 @@
 """Freeze layers, and split a model into a frozen body and a trained head."""
 
 import re
+from collections import Counter
 from typing import Any
 
 import keras
@@ -14,8 +15,8 @@ def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trai
     """Freeze all layers but the named ones.
 
     A name stands for all layers whose names begin with it (``conv1`` not for ``conv10``), ``backbone`` for all layers
-    of the base. Batch normalisation is frozen, unless the weights are `random`. Raises `SettingError` with the names to
-    choose from if a name stands for no weights.
+    of the base, ``last_block`` for its last block and the layers above that. Batch normalisation is frozen, unless the
+    weights are `random`. Raises `SettingError` with the names to choose from if a name stands for no weights.
     """
     names = [layer.name for layer in model.layers]
     base = [] if isinstance(model, keras.Sequential) else [layer.name for layer in base_layers(model)]
@@ -23,7 +24,8 @@ def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trai
     chosen = set[str]()
     for given in trainable:
         beginning = re.compile(rf"{re.escape(given)}(?!\d)")
-        matches = base if given == "backbone" else [name for name in names if beginning.match(name)]
+        parts = {"backbone": base, "last_block": _last_block(base)}
+        matches = parts.get(given) or [name for name in names if beginning.match(name)]
         if not set(matches) & set(with_weights):
             blocks = dict.fromkeys(re.sub(r"^(\D*\d+[a-z]?)_.*", r"\1", name) for name in with_weights if name in base)
             choices = [*[name for name in with_weights if name not in base][::-1], "backbone", *[*blocks][::-1]]
@@ -35,6 +37,14 @@ def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trai
         # (Keras 3.15 trains it even where the base is called with training=False: keras#20285).
         of_base = isinstance(layer, keras.layers.BatchNormalization) and not random
         layer.trainable = layer.name in chosen and not of_base
+
+
+def _last_block(base: list[str]) -> list[str]:
+    """Select, of a base's layer names in order, the last three or more with one prefix, and those after them."""
+    block = {name: match[1] for name in base if (match := re.match(r"(\D*\d+[a-z]?)_", name))}
+    sizes = Counter(block.values())
+    last = [name for name in block if sizes[block[name]] > 2][-1:]
+    return base[min(base.index(name) for name in block if block[name] == block[last[0]]) :] if last else []
 
 
 def count_trainable(model: keras.Model) -> int:

@@ -26,8 +26,9 @@ MNIST = PLANS["mnist"]
 STUDY = Plan.model_validate(MNIST)
 OUTPUT, LAST_TWO = STUDY.choices[0].among
 RANDOM_OUTPUT = STUDY.questions[0].first
-RUNS = {"count": 6, "commit": "a", "dataset": "x.npz", "test_images": [500], "changed": {}, "environments": {"cpu": 6},
-        "mixed_environments": [("?", 1, 3)]}  # fmt: skip
+PHOTOS = Plan.model_validate(PLANS["photos"])
+RUNS = {"count": 6, "commit": "a", "datasets": ["x.npz", ""], "test_images": [500], "splits": 1, "changed": {},
+        "environments": {"cpu": 6}, "mixed_environments": [("?", 1, 3)]}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def expand(tmp_path, monkeypatch):
     def expand(content: dict, *changes: str) -> dict:
         monkeypatch.setattr(experiments, "committed_settings", lambda: Settings().by_key())
         path = tmp_path / "plan.yaml"
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         expanded = experiments.expand(plan.load(path, changes), "plan")
         return {name.rpartition("_")[0]: settings for name, settings in expanded.items()}  # without hashes
 
@@ -55,7 +56,8 @@ def table_of(accuracies: dict[str, list[float]], **columns) -> pd.DataFrame:
 
 
 def render(study: Plan, table: pd.DataFrame) -> str:
-    return page.render(study, table, command="x", failed={"run": "why"}, charts=[], folder="study", runs=RUNS)
+    values = {"command": "x", "failed": {"run": "why"}, "left_out": ["late_run"], "too_few": [50, 100]}
+    return page.render(study, table, **values, charts=[], runs=RUNS)
 
 
 @pytest.mark.parametrize("content", PLANS.values(), ids=PLANS)
@@ -79,10 +81,14 @@ def test_the_plans_of_the_repository_are_valid_and_their_models_look_different(c
             {"runs": MNIST["runs"] | {"pretrained": {"data.path": "${oc.env:T}"}}},
             "${oc.env:T}'}, expected plain values",
         ),
-        ({"page": "/etc/page.md"}, "page: was '/etc/page.md', expected"),
-        ({"page": ".md"}, "page: was '.md', expected"),
-        ({"page": "reports/../README.md"}, "page: was 'reports/../README.md', expected"),
-        ({"page": "docs/studies.md"}, "docs/studies.md is there and no study's page"),
+        ({"page": "docs/page.md"}, "page: was an unknown key"),
+        ({"images_per_class": {"some": {}}}, "images_per_class.some"),
+        ({"with_backbone": {"none": {}}}, "with_backbone: was 'none', expected one of ['settings', 'pretrained', "),
+        ({"choices": [MNIST["choices"][0] | {"against": "none"}]}, "choices: against: was 'none', expected one of"),
+        (
+            {"models": MNIST["models"] | {"a": {"b": {"run": "random", "stage": "finetune_fc", "control": True}}}},
+            "models: a, b: control: was true, expected finetune_fc.control: true in its run",
+        ),
     ],
 )
 def test_a_bad_plan_is_refused_in_one_line(change, message, expand):
@@ -106,6 +112,23 @@ def test_settings_given_with_the_command_override_the_plans(expand):
             expand(MNIST, change)
     with pytest.raises(UserError, match=r"--help.yaml: expected a file name"):
         plan.load(Path("--help.yaml"))
+
+
+def test_all_ways_run_with_all_images_first_and_with_two_seeds_at_a_time(expand):
+    names = list(expand(PLANS["photos"] | {"images_per_class": {"all": {}, 20: {}}, "seeds": [1, 2, 3]}))
+    assert names[:4] == ["plan_probe_all_s1", "plan_layers_all_s1", "plan_everything_all_s1", "plan_probe_all_s2"]
+    assert names[6] == "plan_probe_20_s1"
+    assert names[12:16] == [*(name.replace("s1", "s3") for name in names[:3]), "plan_probe_20_s3"]
+    assert list(PHOTOS.with_number(35, smallest=32).images_per_class) == [10, 25, 35]  # the mean of the classes
+    assert list(PHOTOS.with_number(31, smallest=31).images_per_class) == [10, 31]
+
+
+def test_a_backbone_on_the_command_line_changes_settings_and_runs(expand):
+    backbone = expand(PLANS["photos"], "data.target_path=photos", "model.backbone=MobileNetV2", "data.image_size=128")
+    settings = backbone["plan_layers_all_s1"]
+    assert (settings["data.path"], settings["data.image_size"], settings["pretrain.epochs"]) == ("photos", 128, 0)
+    assert settings["finetune_fc.trainable"] == ["last_block", "fc1", "output"]
+    assert expand(PLANS["photos"])["plan_layers_all_s1"]["finetune_fc.trainable"] == ["conv2", "fc1", "fc2", "output"]
 
 
 def test_an_experiment_waits_for_the_first_with_a_training_that_it_shares(expand, monkeypatch):
@@ -212,6 +235,33 @@ def test_figures_show_every_model_also_of_one_number_of_images_and_of_three_ways
         assert all(ax.bbox.contains(*ax.transData.transform(line.get_xydata()[0])) for line in ax.lines)
 
 
+def test_a_page_begins_with_the_way_to_take_its_accuracy_and_the_worth_of_more_images(monkeypatch):
+    monkeypatch.setattr(page, "committed_settings", dict)
+    monkeypatch.setattr(experiments, "committed_settings", lambda: PHOTOS.settings | {"data.test_fraction": 0.2})
+    monkeypatch.setattr(analysis, "predictions", lambda row: range(100))
+    ways, scratch = PHOTOS.choices[0].among, str(PHOTOS.choices[0].against)
+    study = PHOTOS.with_number(40, smallest=40)
+    few = table_of({ways[2]: [0.5, 0.4, 0.6]}, images=10, validation=0.1)
+    tests = {ways[0]: [0.7, 0.9, 0.5], ways[2]: [0.8, 0.7, 0.9], scratch: [0.6, 0.4, 0.8]}
+    validation = [0.6, 0.9, 0.5, 0.8, 0.7, 0.9, *[np.nan] * 3]  # the second seed would choose another way
+    text = render(study, pd.concat([table_of(tests, images=40).assign(validation=validation), few]))
+    answer, _, rest = text.partition("\n- ")
+    assert f"Take **{ways[2]}**: on validation images it is the best of 2 ways (3 more have not run yet)" in answer
+    assert "its expected accuracy on new pictures is 86.7% (95% interval 72.3 to 100.0)" in answer  # 80, 90, 90
+    assert f"Compared with {scratch}, it gains +20.0 points (95% interval -4.8 to +44.8)" in answer
+    assert "The last doubling of the pictures, up to 40 a class, brought +15.0 points (95% interval +15.0" in answer
+    assert "these runs do not show that it is worth taking more" not in answer
+    assert "\ndvc exp run -S data.validation_fraction=0.0 -S finetune_output.learning_rate=0.02 -S finet" in answer
+    assert " -S finetune_fc.start=models/finetune_output.keras " in answer
+    assert "50, 100 images per class" in rest
+    assert "1 experiments: late_run" in rest
+    text = render(study, pd.concat([table_of({ways[0]: [0.7]}, images=n) for n in (25, 40)]))
+    assert "on test images it is the best of 1 way (4 more" in text
+    assert "70.0% (95% interval 60.4 to 78.1)" in text  # Wilson's
+    assert text.count("no run shows yet") == 2
+    assert "\n\nTake" not in render(study, few)
+
+
 def test_pairs_of_runs_from_different_machines_are_named():
     table = table_of({OUTPUT: [0.1, 0.2, 0.3], LAST_TWO: [0.3, 0.4, 0.5]})
     mixed = page.mixed_environments(STUDY, table, pd.Series(["a", "b", "a", "a", "a", "a"]))
@@ -224,7 +274,7 @@ def test_a_page_of_too_few_runs_says_so():
     assert text.startswith("# \\!\\[a\\](b)\n")
     assert page.code("`x``") == "``` `x`` ```"
     assert text.count("no runs.") == 3
-    assert "No seed has runs of all candidates" in text
+    assert f"No runs: {LAST_TWO}." in text
     assert "nan" not in text + render(STUDY, table_of({name: [0.1] for name in STUDY.named_models}))
 
 
@@ -264,8 +314,9 @@ def test_a_run_without_an_experiment_is_named_as_failed(status, tmp_path, monkey
     monkeypatch.setattr(runner, "completed_experiments", lambda base, wanted: {})
     monkeypatch.setattr(runner.worker, "run_experiment", lambda *arguments: Outcome(status, "why"))
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
-        done, failed = runner.Study(client, BASE, WANTED, retry=False).run()
-    assert (done, list(failed)) == ({}, ["a_run"])
+        for deadline, reason in ((0, "none was started"), (float("inf"), "a_run: ")):
+            with pytest.raises(UserError, match=f"no experiment succeeded: {reason}"):
+                runner.Study(client, BASE, WANTED, False, deadline).run()
 
 
 def test_fewer_workers_than_one_are_refused(monkeypatch):

@@ -19,7 +19,7 @@ from studies.cluster import connect
 
 COMMAND = (sys.executable, "-m", "studies", "studies/tiny.yaml")
 NAME = "tiny_pretrained_10_s1"
-PAGE = "reports/study.md"
+PAGE = "results/tiny/README.md"
 
 
 def with_plan(path: Path) -> Repository:
