@@ -96,6 +96,21 @@ def test_a_failed_experiment_is_named_and_repeated_only_on_request(repo):
     assert repo.run("git", "for-each-ref", "refs/exps").count("/tiny_") == 2  # those of the plan itself stay
 
 
+def test_a_page_says_how_many_images_all_are_and_which_runs_are_left_out(repo):
+    path = repo.path / "studies/tiny.yaml"
+    plan = yaml.safe_load(path.read_text()) | {"images_per_class": {"all": {}}}
+    path.write_text(yaml.safe_dump(plan))
+    repo.run(*COMMAND)
+    plan["images_per_class"] |= {12: {}, 9999: {}}
+    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+    assert "time is up: 2 are not started" in repo.run(*COMMAND, "--minutes", "0")
+    repo.run("git", "checkout", "-q", str(path))
+    page = (repo.path / PAGE).read_text()
+    assert re.search(r"not run yet.* 2 experiments: tiny_pretrained_12_s1_\w+, tiny_random_12", page)
+    assert re.search(r"hardly more: 9999 images per class\n", page)
+    assert re.search(r"with (?!12 )\d+ images per class: no other settings\n", page)
+
+
 def test_a_study_runs_in_a_folder_of_its_repository_and_refuses_missing_data_and_a_shallow_clone(tmp_path):
     (tmp_path / "top").mkdir()
     repo = with_plan(tmp_path / "top/vision")
