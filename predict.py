@@ -92,16 +92,16 @@ def choose_threshold(trained: Trained, wanted: float) -> float:
     return threshold
 
 
-def classify(trained: Trained, paths: list[Path], page: bool) -> tuple[list[Path], np.ndarray, list[str], list[str]]:
+def classify(trained: Trained, paths: list[Path], page: bool) -> tuple[list[Path], np.ndarray, list, list[str]]:
     """Classify pictures in batches, which bounds the memory.
 
-    Returns the N readable ones, their probabilities, float32 (N, classes), the first ones as data URIs if `page` is
-    set, and a line for each unreadable one. Raises `UserError` if the model takes no pictures.
+    Returns the N readable ones, their probabilities, float32 (N, classes), the first ones as the model sees them, uint8
+    (H, W, C), if `page` is set, and a line for each unreadable one. Raises `UserError` if the model takes no pictures.
     """
     shape = trained.model.input_shape
     if len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3):
         raise UserError(f"the model takes arrays of shape {shape}, expected images (None, height, width, 1 or 3)")
-    read, images, failed = list[Path](), list[str](), list[str]()
+    read, images, failed = list[Path](), list[np.ndarray](), list[str]()
     p = [np.empty((0, len(trained.class_names)), np.float32)]
     fit = trained.metadata.get("fit", "crop")
     pictures = zip(paths, read_in_parallel(paths, shape[1:3], fit if fit in HOW else "crop"), strict=True)
@@ -109,17 +109,17 @@ def classify(trained: Trained, paths: list[Path], page: bool) -> tuple[list[Path
         failed += [one_line(f"{path}: {error}") for path, error in batch if not isinstance(error, Picture)]
         read += [path for path, picture in batch if isinstance(picture, Picture)]
         pixels = [Image.fromarray(picture.pixels) for _, picture in batch if isinstance(picture, Picture)]
-        images += map(encode, pixels[: MAX_SHOWN - len(images)] if page else ())
-        if pixels:
-            x = [np.asarray(picture.convert("L" if shape[3] == 1 else "RGB")) for picture in pixels]
-            p.append(trained.model.predict_on_batch(np.stack(x).reshape(-1, *shape[1:])))
+        x = [np.asarray(one.convert("L" if shape[3] == 1 else "RGB")).reshape(shape[1:]) for one in pixels]
+        images += x[: MAX_SHOWN - len(images)] if page else []
+        if x:
+            p.append(trained.model.predict_on_batch(np.stack(x)))
     return read, np.concatenate(p), images, failed
 
 
-def encode(picture: Image.Image) -> str:
-    """Encode a picture as a data URI."""
+def encode(image: np.ndarray) -> str:
+    """Encode an image, uint8 (H, W, 1 or 3), as a data URI."""
     content = io.BytesIO()
-    picture.save(content, format="PNG")
+    Image.fromarray(image.repeat(3 // image.shape[2], axis=2)).save(content, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
@@ -161,8 +161,9 @@ def check_output(kind: str, path: Path) -> None:
         raise UserError(f"--{kind}: {short_repr(str(path))} exists and is not from predict.py; expected another name")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
+@program
+def main() -> None:
+    """Find the pictures, classify them, write the files that the options name and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").replace("``", "`"))
     parser.add_argument("model", type=Path, help="a .keras file of this pipeline")
     parser.add_argument("pictures", nargs="+", help="files, folders, patterns, or - for a list on standard input")
@@ -171,13 +172,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--unsure", type=float, default=0, metavar="ACCURACY", help=unsure)
     for kind in FORMATS:
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"also write {kind.upper()}")
-    return parser.parse_args()
-
-
-@program
-def main() -> None:
-    """Find the pictures, classify them, write the files that the options name and print a table."""
-    options = parse_arguments()
+    options = parser.parse_args()
     if options.top < 1:
         raise UserError(f"--top: was {options.top}, expected at least 1")
     outputs = {kind: path for kind in FORMATS if (path := getattr(options, kind))}
@@ -199,7 +194,7 @@ def main() -> None:
             content = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
         else:
             page = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
-            pictures = list(zip(shown, images, strict=True))
+            pictures = list(zip(shown, map(encode, images), strict=True))
             content = page.render(model=options.model, summary=summary, pictures=pictures, all=len(records))
         write_atomic(path, content.encode(errors="backslashreplace"))  # names that are not UTF-8
     width = max((len(one_line(record["image"])) for record in shown), default=0)

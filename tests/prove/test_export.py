@@ -2,25 +2,31 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
-import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
+import yaml
+from PIL import Image
 
 import export
+import predict
 from repository import Repository, tiny_params
-from stages.shared.files import MODELS, PREPARED, read_json
+from stages.shared.files import MODELS, PREPARED, read_json, sha256
 from stages.shared.tasks import read_task
+from stages.training.model_files import load_trained
 from tiny import tiny_arrays
 
-EXPORTED = MODELS / "export"
+MODEL = MODELS / "pretrain.keras"
+FOLDER = MODELS / "export/pretrain"
 ONNX = ["--onnx"] if find_spec("tf2onnx") else []  # an extra of pyproject.toml
 PLAIN_KERAS = """
 import json, sys
@@ -42,7 +48,7 @@ def trained(request, tmp_path_factory):
     params["pretrain"] |= {"epochs": 16, "optimizer": "adam", "learning_rate": 0.01}
     repo = Repository(tmp_path_factory.mktemp("export"), params)
     np.savez(repo.path / "data/raw/tiny.npz", **arrays)
-    repo.dvc("repro", "pretrain")
+    repo.dvc("repro", *([] if request.param == "colour" else ["pretrain"]))
     return repo.path
 
 
@@ -67,64 +73,77 @@ def test_model_opens_in_plain_keras_and_has_the_recorded_accuracy(trained):
     assert json.loads(result.stdout) == pytest.approx([record["test_loss"], record["test_accuracy"]], rel=1e-3)
 
 
-def test_exported_files_predict_the_same_as_the_model(run, capsys):
-    older = EXPORTED / "pretrain/older.pb"
-    older.parent.mkdir(parents=True)
-    older.touch()
+def test_exports_are_compared_with_the_model_and_described_from_the_records_of_the_run(run, trained, capsys):
+    (FOLDER / "saved_model").mkdir(parents=True)
+    (FOLDER / "saved_model/older.pb").touch()
     run(*ONNX)
-    assert not older.exists()
-    assert len(list(EXPORTED.iterdir())) == 2 + len(ONNX)
-    x, y = read_task("source").test.x.astype(np.float32), read_task("source").test.y
-    model = export.keras.models.load_model(MODELS / "pretrain.keras")
-    served = tf.saved_model.load(EXPORTED / "pretrain")
-    predicted = {
-        "Keras": model.predict(x, verbose=0),
-        "LiteRT": Interpreter(str(EXPORTED / "pretrain.tflite")).get_signature_runner()(image=x)["output_0"],
-        "SavedModel": served.serve(x).numpy(),
-    }
-    if ONNX:
-        import onnxruntime
-
-        (predicted["ONNX"],) = onnxruntime.InferenceSession(EXPORTED / "pretrain.onnx").run(None, {"image": x})
-    tolerance = 1e-5 if x.shape[-1] == 3 else 0.05
-    assert all(p == pytest.approx(predicted["Keras"], abs=tolerance) for p in predicted.values())
-    accuracy = {name: (p.argmax(axis=1) == y).mean() for name, p in predicted.items()}
-    assert accuracy["Keras"] > 0.8
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert {row[1]: row[5] for row in rows[2:]} == {name: f"{share:.4f}" for name, share in accuracy.items()}
+    assert not (FOLDER / "saved_model/older.pb").exists()
+    files, record = list(export.FORMATS)[: None if ONNX else -1], read_json(Path("reports/pretrain/record.json"))
+    table = pd.read_csv(FOLDER / "comparison.csv", index_col="file")
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert shown[1:] == table.index.to_list() == ["model.keras", *files]
+    assert table["test accuracy"]["model.keras"] == record["test_accuracy"] > 0.8
+    test, model = read_task("source").test, load_trained(MODEL).model
+    for file in files:
+        p = export._load_exported(FOLDER / file)(test.x.astype(np.float32))
+        assert p == pytest.approx(model.predict(test.x, verbose=0), abs=0.05)
+        assert (p.argmax(axis=1) == test.y).mean() == table["test accuracy"][file]
+    _, header, card = (FOLDER / "README.md").read_text().split("---\n", 2)
+    (result,) = yaml.safe_load(header)["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == record["test_accuracy"]
+    whole_run = (trained / "reports/metrics.json").exists()
+    told = ["epochs: 16", "| macro f1 |"] if whole_run else ["No record of this file's training"]
+    assert all(text in card for text in [sha256((FOLDER / "model.keras").read_bytes()), "tiny: 40 training", *told])
 
 
-@pytest.mark.parametrize(
-    ("failure", "message"),
-    [
-        ({"side_effect": ValueError("not\nthese")}, "pretrain.tflite: not exported, or does not run: not these"),
-        ({"return_value": np.eye(2)[[0] * 20]}, "models/pretrain.keras: LiteRT: test accuracy: expected the model's"),
-    ],
-)
-def test_files_that_fail_or_predict_something_else_are_not_kept(run, monkeypatch, failure, message):
-    monkeypatch.setattr(export, "_load_exported", lambda *_: Mock(**failure))
-    before = sorted(EXPORTED.iterdir())
-    with pytest.raises(SystemExit, match=rf"^error: {message}[^\n]*$"):
+def test_the_ten_lines_for_each_file_print_the_classes_of_predict(run, trained, monkeypatch, capsys):
+    run(*ONNX)
+    model, images = load_trained(MODEL), read_task("source").test.x[:8]
+    monkeypatch.chdir(FOLDER)
+    blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S)
+    blocks.append(blocks[1].replace("model.tflite", "model_float16.tflite"))
+    for image in images.repeat(3 // images.shape[-1], axis=-1):
+        turned = Image.fromarray(np.rot90(np.pad(image.repeat(9, 0).repeat(9, 1), ((0, 0), (20, 20), (0, 0)))))
+        (exif := Image.Exif())[0x0112] = 6
+        turned.save("photo.jpg", quality=95, exif=exif)
+        _, p, _, _ = predict.classify(model, [Path("photo.jpg")], page=False)
+        capsys.readouterr()
+        for block in blocks:
+            exec(block, {})
+        names, shown = zip(*map(str.split, capsys.readouterr().out.splitlines()), strict=True)
+        assert names == (model.class_names[p.argmax()],) * (4 + len(ONNX))
+        assert [*map(float, shown)] == pytest.approx([p.max()] * len(names), abs=0.05)
+
+
+def test_files_that_fail_or_lose_accuracy_are_not_kept(run, monkeypatch):
+    load, before = export._load_exported, sorted(FOLDER.parent.rglob("*"))
+    monkeypatch.setattr(export, "_load_exported", lambda file: Mock(side_effect=ValueError("not\nthese")))
+    with pytest.raises(SystemExit, match=r"^error: model.tflite: not exported, or does not run: not these$"):
         run()
-    assert sorted(EXPORTED.iterdir()) == before
+    assert sorted(FOLDER.parent.rglob("*")) == before
+    wrong = Mock(return_value=np.eye(2)[[0] * 20])
+    monkeypatch.setattr(export, "_load_exported", lambda file: wrong if "int8" in file.name else load(file))
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*accuracy of model_int8.tflite: expected[^\n]*; not written$"):
+        run()
+    assert (FOLDER / "model_float16.tflite").exists()
+    assert not (FOLDER / "model_int8.tflite").exists()
 
 
 def test_a_copy_under_another_name_is_compared_on_the_images_of_its_classes(run, capsys):
     shutil.copy(MODELS / "pretrain.keras", "my.keras")
     run(model="my.keras")
-    record = read_json(MODELS.parent / "reports/pretrain/record.json")
     assert f"comparing on the 20 test images of {PREPARED}/source.npz" in (shown := capsys.readouterr().out)
-    assert f"{record['test_accuracy']:.4f}" in shown
+    assert f"{read_json(Path('reports/pretrain/record.json'))['test_accuracy']:.4f}" in shown
 
 
 def test_a_terminated_export_leaves_nothing(run, monkeypatch):
-    before = sorted(EXPORTED.iterdir())
+    before = sorted(FOLDER.parent.iterdir())
     monkeypatch.setattr(export, "_export_and_compare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     default = signal.signal(signal.SIGTERM, lambda *_: None)
     with pytest.raises(SystemExit, match="130"):
         run()
     signal.signal(signal.SIGTERM, default)
-    assert sorted(EXPORTED.iterdir()) == before
+    assert sorted(FOLDER.parent.iterdir()) == before
 
 
 def test_missing_packages_other_images_and_damaged_models_are_refused_in_one_line(run, monkeypatch):
