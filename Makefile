@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PTH := import os, sys; os.environ["PATH"] = os.path.join(sys.prefix, "bin") + os.pathsep + os.environ.get("PATH", "")
 UTF8 := import configobj; configobj.ConfigObj.default_encoding = property(lambda _: "utf-8", lambda *_: None)
 
-.PHONY: setup run check test prove docs study experiments committed-run export reproduce lock
+.PHONY: setup run check test prove docs study experiments committed-run export demo reproduce lock
 setup: $(READY)
 
 # PTH puts the environment's programs first on the PATH of whatever it starts, so that `.venv/bin/dvc repro`
@@ -90,16 +90,25 @@ PLAN ?= studies/mnist.yaml
 study: $(READY)
 	@$(BIN)/python -m studies $(PLAN)
 
-# Writes models/export/; with ONNX=1 also ONNX, which needs packages that it names.
+# Writes models/export/<model>/; with ONNX=1 also ONNX, which needs packages that it names.
 MODEL ?= models/finetune_fc.keras
 export: $(READY)
 	@$(BIN)/python export.py $(if $(ONNX),--onnx) $(MODEL)
+
+# A page on this computer to try the models. Gradio wants older packages than the locked ones, but runs with these: --no-deps.
+demo: .venv/demo
+	@$(BIN)/python demo.py
+
+.venv/demo: requirements-demo.txt $(READY)
+	@echo "installing the demo's locked packages: 200 MB"
+	$(PIP) --no-deps --require-hashes -r requirements-demo.txt
+	@touch .venv/demo
 
 reproduce: $(READY)
 	@$(BIN)/python benchmarks/reproduce.py
 
 # Needs uv: https://docs.astral.sh/uv/. Each further extra has a lock of its own, with the versions of the first.
-EXTRAS := onnx
+EXTRAS := demo onnx
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --custom-compile-command "make lock" --quiet
 NAMED := import sys, tomllib; \

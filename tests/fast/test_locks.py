@@ -13,7 +13,7 @@ def pins(lock: str) -> set[tuple[str, str]]:
     return set(re.findall(r"^([\w.-]+)==(\S+)[^\n]* \\\n    --hash=sha256:", (ROOT / lock).read_text(), re.M))
 
 
-@pytest.mark.parametrize("extra", ["onnx"])
+@pytest.mark.parametrize("extra", ["demo", "onnx"])
 def test_an_extra_is_locked_with_hashes_in_the_versions_of_all_others(extra):
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
     others, locked = pins("requirements.txt"), pins(f"requirements-{extra}.txt")
