@@ -57,7 +57,7 @@ def make_dataset(
     """Make batches of images and labels, shuffled by `order`, then changed, if given, without tf.data's autotuning.
 
     With autotuning Keras now and then waits after an epoch, as long as the epoch took: the autotuning thread may miss
-    its stop signal and sleep on (TensorFlow 2.21; docs/speed.md).
+    its stop signal and sleep on (TensorFlow 2.21; docs/architecture.md).
     """
     images, labels = _share_memory(x) if isinstance(x, np.ndarray) else x, tf.convert_to_tensor(y)
 

@@ -10,7 +10,7 @@ import pytest
 from repository import RESULTS, ROOT, stages_run
 
 MODEL = "models/pretrain.keras"
-PAGE = (ROOT / "docs/reliability.md").read_text()
+PAGE = (ROOT / "docs/guarantees.md").read_text()
 
 
 def damage(file: Path, content: bytes) -> None:
