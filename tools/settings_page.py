@@ -31,7 +31,46 @@ for each value. `python -m tools.settings_page --params > params.yaml` restores 
 
 {settings}
 
-If DVC says «Could not override», the name is misspelt: look it up here. Do not add the `+` that DVC suggests.
+If DVC says «Could not override», the name is misspelt: look it up here. Do not add the `+` that DVC suggests. Values
+with spaces, umlauts or brackets need [two pairs of quotes](photos.md#quoting).
+
+## Experiments
+
+`dvc exp run` trains with changed settings and keeps the result under a name. `--temp` runs it in a copy of your folder,
+uncommitted edits included; `--force` repeats it under its name, with every stage. Compare one with your last commit,
+take it over, or go back to what you committed (the last line discards edits):
+
+```
+dvc metrics diff HEAD three-epochs
+dvc params diff HEAD three-epochs
+dvc exp apply one-epoch
+touch params.yaml && git restore . && dvc checkout
+```
+
+Or edit `params.yaml` and type `dvc repro`.
+
+## Share experiments, free disk space
+
+Commit the remote first, or experiments are pushed without their data. Git keeps code, settings and reports, the remote
+images and models:
+
+```
+dvc remote add --default store ~/dvc-store    # or s3://bucket, ssh://host/path, ...
+git commit --all -m "A remote"
+dvc push && git push
+dvc exp run --temp -n shared -S finetune_fc.epochs=4
+dvc exp push origin shared
+make export    # the model as LiteRT and SavedModel, compared on the test images; ONNX=1: ONNX, too
+```
+
+A colleague types `git clone`, `make setup` and `dvc pull`, after which `dvc repro` trains nothing;
+`dvc exp pull origin shared` and `dvc exp apply shared` bring the experiment. To free disk space, keep only what this
+folder, your branches' tips and the remaining experiments use:
+
+```
+dvc exp remove photos shared
+dvc gc --workspace --all-branches --all-experiments --force
+```
 
 ## Image sizes
 
@@ -41,17 +80,10 @@ models a run). `pretrain` prints the number before training.
 
 ## Backbones
 
-`model.backbone` uses a network of `keras.applications` as the base, under `fc1`. `model.weights` names its initial
-weights: `data/raw/imagenet.yaml` (Keras downloads them), a `.keras` or `.h5` file, a pointer with `name`, `urls` and
-`sha256`, or `data/raw/random.yaml`, the control. With photos, after `dvc add photos` and a commit:
-
-```
-dvc exp run --temp -n mobilenet -S model.backbone=MobileNetV3Small -S model.weights=data/raw/imagenet.yaml \\
-  -S data.path=photos -S data.target_path=photos -S data.source_classes=all -S data.target_classes=all \\
-  -S data.image_size=224 -S pretrain.epochs=0 -S finetune_output.head=reset -S finetune_fc.head=reset \\
-  -S 'finetune_output.trainable=[fc1,fc2,output]' -S finetune_fc.learning_rate=0.0001 \\
-  -S 'finetune_fc.trainable=[expanded_conv_10,conv_1,fc1,fc2,output]'
-```
+`model.backbone` uses a network of `keras.applications` as the base, under `fc1`; with `file`, the base is the Keras
+model that `model.weights` names. Otherwise `model.weights` names initial weights: `data/raw/imagenet.yaml` (Keras
+downloads them), a `.keras` or `.h5` file, a pointer with `name`, `urls` and `sha256`, or `data/raw/random.yaml`, the
+control. [Your own pictures](photos.md#a-pretrained-backbone) has examples.
 
 `pretrain.epochs=0` keeps the initial weights. `trainable` takes layer names, their prefixes (`expanded_conv_10`,
 `conv5_block3`, `block6`), or `backbone`; the error message for any other name lists the layers. Frozen layers run in
