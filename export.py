@@ -41,7 +41,7 @@ from stages.training.input_pipeline import evaluation_batch_size
 from stages.training.model_files import Trained, load_trained
 
 EXPORTED = MODELS / "export"
-CARD = Path(__file__).with_name("tools") / "model_card.md"
+CARD = Path(__file__).with_name("tools") / "model_card.jinja"
 FORMATS = {"model.tflite": "litert", "model_float16.tflite": "litert", "model_int8.tflite": "litert"}
 FORMATS |= {"saved_model": "tf_saved_model", "model.onnx": "onnx"}  # Keras's names
 DECIMALS = ("", ".1f", ".4f", "", ".4f", ".1e", ".3f")  # of the table's columns
