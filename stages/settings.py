@@ -139,8 +139,6 @@ class Settings(Section):
         if self.precision != "float32" and not self.model.rescale and not self.model.backbone:
             expected = "'float32', or model.rescale=true: this network does not learn from raw pixels in 16 bits"
             raise SettingError("precision", self.precision, expected)
-        if self.model.backbone == "file" and not self.model.weights.endswith((".keras", ".yaml")):
-            raise SettingError("model.weights", self.model.weights, "a .keras file, as model.backbone is 'file'")
         if not self.model.backbone and self.model.weights != RANDOM_WEIGHTS:
             expected = f"{RANDOM_WEIGHTS!r}, or a model.backbone with these weights"
             raise SettingError("model.weights", self.model.weights, expected)

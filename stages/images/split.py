@@ -71,7 +71,8 @@ class _Images:
             several = self.table.groupby("hash")["y"].transform("nunique") > 1
             self._warn_of_several_labels(self.table[several])
         names, pattern = self.table["name"].astype(str), self.data.groups
-        key = names.str.extract(pattern, expand=False) if pattern else names.map(self.dataset.groups)
+        files = ~names.str.fullmatch(r"x_(train|test)\[\d+\]")  # not rows of arrays
+        key = names.where(files).str.extract(pattern, expand=False) if pattern else names.map(self.dataset.groups)
         keyed = key.notna().to_numpy()
         if not keyed.any():
             return equal

@@ -23,6 +23,9 @@ def pooled_features(image: keras.KerasTensor, params: Model, weights: Path | str
     if min(height, width) < MIN_SIDE or channels not in (1, 3):
         expected = f"grey or RGB images of at least {MIN_SIDE}x{MIN_SIDE}, not {height}x{width}x{channels}"
         raise SettingError("model.backbone", params.backbone, f"{expected}: data.image_size")
+    if params.backbone == "file" and not (isinstance(weights, Path) and weights.suffix == ".keras" and channels == 3):
+        expected = "null, or RGB images and a .keras file as model.weights"
+        raise SettingError("model.backbone", params.backbone, expected)
     x = image if channels == 3 else keras.layers.Concatenate(name="rgb")([image] * 3)
     if params.backbone in MINUS_ONE_TO_ONE:
         x = keras.layers.Rescaling(1 / 127.5, -1, name="rescale")(x)
@@ -45,7 +48,9 @@ def _build(x: keras.KerasTensor, params: Model, weights: Path | str) -> keras.Mo
         if isinstance(weights, Path) and weights.suffix == ".keras":
             loaded = keras.models.load_model(weights, compile=False)
         if name == "file":
-            model = keras.models.clone_model(loaded, input_tensors=x)
+            if any(isinstance(layer, keras.Model) for layer in loaded.layers):
+                raise ValueError("a model inside the model, expected all layers in one")
+            model = keras.models.clone_model(loaded, input_tensors=x, clone_function=_clone_layer)
             model.set_weights(loaded.get_weights())
             return model
         options = {"include_top": False, "input_tensor": x, "pooling": params.pooling}
@@ -66,6 +71,12 @@ def _build(x: keras.KerasTensor, params: Model, weights: Path | str) -> keras.Mo
             "\nWithout any: `dvc exp run -S model.weights=data/raw/random.yaml` starts from random ones."
         ) from None
     return model
+
+
+def _clone_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Clone a layer; TensorFlow, which exports models, takes no name that begins with an underscore."""
+    name = layer.name if layer.name[0] != "_" else f"base{layer.name}"
+    return type(layer).from_config(layer.get_config() | {"name": name})
 
 
 def base_layers(model: keras.Model) -> list[keras.layers.Layer]:

@@ -130,20 +130,34 @@ def test_trained_batch_normalisation_ends_with_the_statistics_of_the_training_im
 
 def test_base_may_be_any_keras_file(params, run, eager, workspace):
     image = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(6, 3, strides=2, name="own_1_conv")(keras.layers.Rescaling(1 / 255)(image))
-    own = keras.Model(image, keras.layers.BatchNormalization(name="own_1_norm")(x))
+    x = keras.layers.Conv2D(6, 3, strides=2, name="_own_1_conv")(keras.layers.Rescaling(1 / 255)(image))
+    own = keras.Model(image, keras.layers.BatchNormalization(name="_own_1_norm")(x))
     own.save(workspace / "own.keras")
     epochs = {"pretrain.epochs": 0, "finetune_output.epochs": 1, "finetune_fc.epochs": 1}
     params(**{"model.backbone": "file", "model.weights": "own.keras"}, **epochs, **CLASSES)
-    params(**{"finetune_fc.trainable": ["own_1", "output"]})
+    params(**{"finetune_fc.trainable": ["base_own_1", "output"]})
     run("prepare", "pretrain", "finetune_output", "finetune_fc", "report")
     before = weights("pretrain")
-    assert all(map(np.array_equal, own.get_weights(), before["own_1_conv"] + before["own_1_norm"]))
+    assert all(map(np.array_equal, own.get_weights(), before["base_own_1_conv"] + before["base_own_1_norm"]))
     assert changed(before, weights("finetune_output")) == ["output"]
-    assert changed(before, weights("finetune_fc")) == ["own_1_conv", "output"]
+    assert changed(before, weights("finetune_fc")) == ["base_own_1_conv", "output"]
     images, model = read_task("source").test.x.astype("float32"), keras.models.load_model("models/pretrain.keras")
     features = keras.Model(model.input, model.get_layer("dropout1").input)(images)
     assert np.allclose(features, own(images).numpy().mean(axis=(1, 2)), atol=1e-5)
+
+
+def test_base_from_a_file_that_does_not_fit_is_refused_in_one_line(params, tiny_dataset, tmp_path):
+    inner = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(2, 3)])
+    image = keras.Input((None, None, 3))
+    keras.Model(image, keras.layers.GlobalAveragePooling2D()(inner(image))).save(nested := tmp_path / "nested.keras")
+    settings = params(**{"model.backbone": "file", "model.weights": str(nested)}).model
+    for channels, weights, problem in (
+        (3, nested, "a model inside the model, expected all layers in one"),
+        (1, nested, "model.backbone: was 'file', expected null, or RGB images and a .keras file"),
+        (3, "random", "model.backbone: was 'file', expected null, or RGB images and a .keras file"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            build_model((SIDE, SIDE, channels), 2, settings, tiny_dataset["x_test"], weights)
 
 
 def test_imagenet_weights_come_from_keras_and_a_failed_download_is_explained(params, monkeypatch, tmp_path):
