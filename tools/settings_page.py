@@ -60,7 +60,7 @@ git commit --all -m "A remote"
 dvc push && git push
 dvc exp run --temp -n shared -S finetune_fc.epochs=4
 dvc exp push origin shared
-make export    # the model as LiteRT and SavedModel, compared on the test images; ONNX=1: ONNX, too
+make export    # models/export/: LiteRT, SavedModel, with ONNX=1 ONNX, and a model card
 ```
 
 A colleague types `git clone`, `make setup` and `dvc pull`, after which `dvc repro` trains nothing;
