@@ -25,6 +25,7 @@ with tempfile.TemporaryFile() as _unread:
 
         if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
             tf.config.list_physical_devices("GPU")
+        tf.get_logger().setLevel("ERROR")  # it warns of retracing
         gc.freeze()  # nor do later collections walk them
     finally:
         gc.enable()
