@@ -43,6 +43,7 @@ def evaluate_and_save(
     write_npz(folder / "gradcam.npz", {"row": mistakes, "heat": heat})
     timing = {"train_seconds": history.seconds}
     if control:
+        write_history(stage, control.history.curves, "control_history.csv")
         log_p = log_probabilities(control.model, task.test.x)
         record["control"] = _save_predictions(stage, "control_predictions.csv", log_p, task.test, names)
         timing["control_seconds"] = control.history.seconds
