@@ -37,6 +37,7 @@ from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import MODELS, PREPARED, REPORTS, read_json, sha256, stage_folder
 from stages.shared.program import program
 from stages.shared.tasks import Split, Task, read_task
+from stages.shared.yaml_files import parse_yaml
 from stages.training.input_pipeline import evaluation_batch_size
 from stages.training.model_files import Trained, load_trained
 
@@ -107,12 +108,12 @@ def _read_run(model: Path) -> dict[str, Any] | None:
     """Read settings and scores of the last run; None if it is not the one that trained the model."""
     md5 = hashlib.md5(model.read_bytes(), usedforsecurity=False).hexdigest()
     try:
-        lock = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+        lock = parse_yaml(Path("dvc.lock").read_text())["stages"]
         stage = next(name for name in lock if any(out["md5"] == md5 for out in lock[name]["outs"]))
         scores, details = (json.loads((REPORTS / f"{name}.json").read_text())[stage] for name in ("metrics", "details"))
         record = read_json(stage_folder(stage) / "record.json")
         settings = {name: lock[name]["params"]["params.yaml"] for name in ("prepare", "pretrain", stage)}
-    except (OSError, LookupError, StopIteration):
+    except (OSError, ValueError, LookupError, StopIteration):
         return None
     run = {"stage": stage, "scores": scores | details, "environment": record["environment"]}
     run["settings"] = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -141,9 +142,7 @@ def _export_and_compare(trained: Trained, task: Task, folder: Path, files: list[
         try:
             model.export(folder / file, format=FORMATS[file], verbose=False, **options.get(file, {}))
             if file.endswith(".tflite"):
-                with zipfile.ZipFile(
-                    folder / file, "a"
-                ) as archive:  # at the end of the file, where readers look for it
+                with zipfile.ZipFile(folder / file, "a") as archive:  # at the end, where readers look for it
                     archive.writestr(zipfile.ZipInfo("labels.txt"), (folder / "labels.txt").read_bytes())
             elif file.endswith(".onnx"):
                 import onnx

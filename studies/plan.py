@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from stages.settings import Section, Settings
@@ -127,6 +126,6 @@ def _parse_change(text: str) -> tuple[str, Any]:
     try:
         if equals:
             return key, parse_yaml(value)
-    except (yaml.YAMLError, ValueError):
+    except ValueError:
         pass
     raise UserError(f"-S: was {text!r}, expected KEY=VALUE, such as data.path=data/raw/mine.npz")

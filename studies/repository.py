@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import yaml
 from dvc.api import DVCFileSystem
 from pydantic import Field, ValidationError, create_model
 
@@ -56,7 +55,7 @@ def _settings_of(rev: str) -> FlatSettings:
     text = _git("show", f"{rev}:./{PARAMS}", hint=f"expected a Git repository in which {PARAMS} is committed")
     try:
         return dict(leaves(parse_yaml(text)))
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # AttributeError: no keys
+    except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: no keys
         raise UserError(f"{PARAMS}: no valid YAML in commit {rev}: {one_line(error)}") from None
 
 
