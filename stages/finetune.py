@@ -13,7 +13,7 @@ from stages.shared.program import program
 from stages.shared.tasks import read_task
 from stages.training import model_files
 from stages.training.backbone import batch_normalization
-from stages.training.control import is_random, prepare, train_control
+from stages.training.control import prepare, random_weights_of, same_weights, train_control
 from stages.training.evaluate import evaluate_and_save
 from stages.training.fit import fit
 from stages.training.runtime import configure, device_scope
@@ -36,7 +36,7 @@ def main() -> None:
         if model.input_shape[1:] != image:
             raise SettingError(f"{stage}.start", str(start), f"a model of images {image}, not {model.input_shape[1:]}")
         print(f"{stage}: starts from {start}, trained on {short_repr(classes) if classes else 'classes without names'}")
-        random = bool(batch_normalization(model)) and is_random(model, params.seed)
+        random = bool(batch_normalization(model)) and same_weights(random_weights_of(model, params.seed), model)
         model = prepare(model, classes, task, recipe, stage, random)
         history = fit(model, task, recipe, stage, params)
         control = None

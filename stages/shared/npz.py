@@ -71,10 +71,15 @@ def read_npz(
         raise UserError(f"{where}: {problem}, expected an .npz file as numpy.savez writes it") from None
 
 
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Return whether a file of `packed` bytes unpacks to more than images or weights would."""
+    return unpacked > max(HARMLESS_BYTES, MAX_RATIO * packed)
+
+
 def _check_sizes(path: Path, members: dict[str, zipfile.ZipInfo], mapped: tuple[str, ...]) -> None:
     """Refuse zip bombs, and arrays that do not fit into memory."""
     unpacked, packed = sum(member.file_size for member in members.values()), path.stat().st_size
-    if unpacked > max(HARMLESS_BYTES, MAX_RATIO * packed):
+    if is_bomb(packed, unpacked):
         raise UserError(f"{path}: {packed} bytes that unpack to {unpacked}, expected images, not a zip bomb")
     read = sum(member.file_size for key, member in members.items() if key not in mapped)
     if read > memory_limit():
@@ -102,10 +107,8 @@ def _map(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
             pass
         with path.open("rb") as raw:
             raw.seek(member.header_offset + 26)
-            offset = (
-                member.header_offset + 30 + sum(struct.unpack("<HH", raw.read(4)))
-            )  # local header, name, extra field
-            return np.memmap(raw, dtype, "c", offset + start, shape, order).view(np.ndarray)
+            header = 30 + sum(struct.unpack("<HH", raw.read(4)))  # with name and extra field
+            return np.memmap(raw, dtype, "c", member.header_offset + header + start, shape, order).view(np.ndarray)
     unpacked = temporary_array((size,), np.uint8, PREPARED)
     for at in range(0, size, BATCH_BYTES):
         file.readinto(unpacked[at : at + BATCH_BYTES].data)  # type: ignore[attr-defined]

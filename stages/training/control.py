@@ -37,9 +37,9 @@ def prepare(
     return model
 
 
-def is_random(model: keras.Model, seed: int) -> bool:
-    """Return whether a model has the random weights that `pretrain` started from."""
-    return all(map(np.array_equal, random_weights_of(model, seed).get_weights(), model.get_weights()))
+def same_weights(model: keras.Model, other: keras.Model) -> bool:
+    """Return whether all weights of two models are equal."""
+    return all(map(np.array_equal, model.get_weights(), other.get_weights()))
 
 
 def random_weights_of(model: keras.Model, seed: int) -> keras.Model:
@@ -56,10 +56,10 @@ def train_control(
     Where `start` was fine-tuned on the task already, so is the control first: its output layer, by this recipe. Returns
     None if `start` still has random weights: fine-tuning is then its own control.
     """
-    if is_random(start, params.seed):
+    model = random_weights_of(start, params.seed)
+    if same_weights(model, start):
         return None
     print(f"{stage}: control, from random weights")
-    model = random_weights_of(start, params.seed)
     if classes == task.class_names and recipe.start != PRETRAINED:
         probe = recipe.model_copy(update={"trainable": ["output"]})
         model = prepare(model, classes, task, probe, stage, random=True)

@@ -27,14 +27,14 @@ def evaluate_and_save(
     """
     folder, file, names = stage_folder(stage), MODELS / f"{stage}.keras", task.class_names
     metadata: dict[str, Any] = {} if task.fit == "crop" else {"fit": task.fit}
+    if len(task.validation.y):
+        log_p = log_probabilities(model, task.validation.x)
+        _save_predictions(stage, "validation_predictions.csv", log_p, task.validation, names)
+        correct = log_p.argmax(axis=1) == task.validation.y
+        metadata["validation"] = accuracy_by_threshold(np.exp(log_p.max(axis=1)), correct)
     model_files.save(model, file, names, **metadata)
     saved = model_files.load(file)
     write_history(stage, history.curves)
-    if len(task.validation.y):
-        log_p = log_probabilities(saved, task.validation.x)
-        _save_predictions(stage, "validation_predictions.csv", log_p, task.validation, names)
-        curve = accuracy_by_threshold(np.exp(log_p.max(axis=1)), log_p.argmax(axis=1) == task.validation.y)
-        model_files.save(model, file, names, validation=curve, **metadata)
     log_p = log_probabilities(saved, task.test.x)
     record: dict[str, Any] = {"trainable_parameters": count_trainable(model)}
     record |= _save_predictions(stage, "predictions.csv", log_p, task.test, names)

@@ -44,6 +44,9 @@ def fit(
     """
     if recipe.epochs == 0:
         return History(pd.DataFrame(columns=["epoch", *CURVES]), 0.0)
+    if recipe.patience and not len(task.validation.y):
+        expected = "null, or validation images: test images must not choose the epoch"
+        raise SettingError(f"{stage}.patience", recipe.patience, expected)
 
     # Split the model, and decide where to cache the features of its frozen body.
     train, curve, location = task.train, task.curve_split, None
@@ -62,9 +65,8 @@ def fit(
     mixing, loss = Mixing(recipe.augment, params.seed), "sparse_categorical_crossentropy"
     if mixing.layers or recipe.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
-        train, curve = (
-            replace(split, y=np.eye(len(task.class_names), dtype="f4")[split.y]) for split in (train, curve)
-        )
+        one_hot = np.eye(len(task.class_names), dtype=np.float32)
+        train, curve = (replace(split, y=one_hot[split.y]) for split in (train, curve))
     devices = tf.distribute.get_strategy().num_replicas_in_sync
     network.compile(
         make_optimizer(recipe, len(train.y), base_variables(model)),
@@ -76,9 +78,6 @@ def fit(
 
     # Resume from the checkpoint, if there is one; it is deleted once the stage has succeeded.
     stopping = None
-    if recipe.patience and not len(task.validation.y):
-        expected = "null, or validation images: test images must not choose the epoch"
-        raise SettingError(f"{stage}.patience", recipe.patience, expected)
     if recipe.patience:
         stopping = keras.callbacks.EarlyStopping(recipe.monitor, patience=recipe.patience, restore_best_weights=True)
     checkpoint.load(network, stopping)
@@ -94,14 +93,7 @@ def fit(
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),
         validation_data=make_dataset(curve.x, curve.y, curve_batch),
-        callbacks=[
-            order,
-            mixing,
-            keras.callbacks.TerminateOnNaN(),
-            *([stopping] if stopping else []),
-            checkpoint,
-            watch,
-        ],
+        callbacks=[*filter(None, (order, mixing, keras.callbacks.TerminateOnNaN(), stopping)), checkpoint, watch],
         class_weight=_balanced_weights(task.train.y) if recipe.class_weight else None,
     )
 

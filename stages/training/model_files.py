@@ -12,7 +12,7 @@ import keras
 
 from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import HOW_TO_RESTORE, MODELS, write_atomic
-from stages.shared.npz import HARMLESS_BYTES, MAX_RATIO
+from stages.shared.npz import is_bomb
 
 MAX_METADATA = 100_000_000  # bytes
 
@@ -30,7 +30,7 @@ def load(path: Path) -> keras.Model:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > max(HARMLESS_BYTES, MAX_RATIO * path.stat().st_size):
+            if is_bomb(path.stat().st_size, unpacked):
                 raise ValueError(f"unpacks to {unpacked} bytes, a zip bomb")
             if damaged := archive.testzip():  # from Python 3.13 on Keras reads weights whose checksum is wrong
                 raise ValueError(f"{damaged}: wrong checksum")
@@ -90,9 +90,8 @@ def save(model: keras.Model, path: Path, class_names: list[str], **metadata: obj
         saved.save(file)
         with zipfile.ZipFile(file) as old, zipfile.ZipFile(rewritten, "w") as new:
             for name in sorted(old.namelist()):
-                new.writestr(
-                    zipfile.ZipInfo(name), _normalise(name, old.read(name), {"class_names": class_names} | metadata)
-                )
+                content = _normalise(name, old.read(name), {"class_names": class_names} | metadata)
+                new.writestr(zipfile.ZipInfo(name), content)
     write_atomic(path, rewritten.getbuffer())
 
 
