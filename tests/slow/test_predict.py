@@ -15,6 +15,7 @@ from PIL import Image
 
 import predict
 from repository import ROOT
+from stages.shared import npz
 from stages.training import model_files
 from stages.training.evaluate import evaluate_and_save
 from tiny import CLASS_NAMES
@@ -144,8 +145,8 @@ def test_a_model_without_usable_class_names_or_of_another_keras_is_refused_in_on
     monkeypatch.setattr(model_files.keras.models, "load_model", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(sys.modules[__name__], "MODEL", MODEL.rename("stranger.keras"))
     predicted("photos", refused=r"stranger.keras: .*\(saved by Keras 3.99.0, which it may need\): division by zero$")
-    monkeypatch.setattr(model_files, "HARMLESS_BYTES", 0)
-    monkeypatch.setattr(model_files, "MAX_RATIO", 0)
+    monkeypatch.setattr(npz, "HARMLESS_BYTES", 0)
+    monkeypatch.setattr(npz, "MAX_RATIO", 0)
     predicted("photos", refused=r"stranger.keras: no model .* a zip bomb")
 
 
