@@ -3,7 +3,7 @@
 Repeats the training images and enlarges all images by repeating pixels: ``--sizes 1x1,16x1,8x3`` is the dataset itself,
 16 times the images, and 8 times the images with 3 times the side. Trains for one epoch. Memory is the peak of the
 process's own, without mapped files. ``--limit 2`` runs every stage in a control group of 2 GB, page cache included
-(Linux, as root), with memory settings to match. Each stage starts without the data in the page cache.
+(Linux, as root). Each stage starts without the data in the page cache.
 """
 
 import argparse
@@ -51,8 +51,6 @@ def write_inputs(
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"]["path"] = "data.npz"
     params["model"]["conv_filters"] = [int(number) for number in options.filters.split(",")]
-    if options.limit:
-        params["image_memory"] = params["feature_memory"] = int(options.limit * 1e9 / 4)
     for stage in TRAINED:
         params[stage]["epochs"] = 1
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

@@ -16,7 +16,7 @@ from stages.training.backbone import batch_normalization
 from stages.training.control import prepare, random_weights_of, same_weights, train_control
 from stages.training.evaluate import evaluate_and_save
 from stages.training.fit import fit
-from stages.training.runtime import configure, device_scope
+from stages.training.runtime import configure
 
 
 @program
@@ -31,17 +31,16 @@ def main() -> None:
     refuse_untracked(start)
     classes = model_files.read_class_names(start)
     threads = configure(params)
-    with device_scope(params.devices):
-        model, image = model_files.load(start), task.train.x.shape[1:]
-        if model.input_shape[1:] != image:
-            raise SettingError(f"{stage}.start", str(start), f"a model of images {image}, not {model.input_shape[1:]}")
-        print(f"{stage}: starts from {start}, trained on {short_repr(classes) if classes else 'classes without names'}")
-        random = bool(batch_normalization(model)) and same_weights(random_weights_of(model, params.seed), model)
-        model = prepare(model, classes, task, recipe, stage, random)
-        history = fit(model, task, recipe, stage, params)
-        control = None
-        if recipe.control:
-            control = train_control(model_files.load(start), classes, task, recipe, stage, params)
+    model, image = model_files.load(start), task.train.x.shape[1:]
+    if model.input_shape[1:] != image:
+        raise SettingError(f"{stage}.start", str(start), f"a model of images {image}, not {model.input_shape[1:]}")
+    print(f"{stage}: starts from {start}, trained on {short_repr(classes) if classes else 'classes without names'}")
+    random = bool(batch_normalization(model)) and same_weights(random_weights_of(model, params.seed), model)
+    model = prepare(model, classes, task, recipe, stage, random)
+    history = fit(model, task, recipe, stage, params)
+    control = None
+    if recipe.control:
+        control = train_control(model_files.load(start), classes, task, recipe, stage, params)
     evaluate_and_save(stage, model, task, history, threads, control)
 
 

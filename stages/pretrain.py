@@ -8,7 +8,7 @@ from stages.shared.tasks import read_task
 from stages.training.evaluate import evaluate_and_save
 from stages.training.fit import fit
 from stages.training.model import build_model
-from stages.training.runtime import configure, device_scope
+from stages.training.runtime import configure
 from stages.training.weights import find_weights
 
 STAGE = "pretrain"
@@ -21,11 +21,10 @@ def main() -> None:
     task = read_task("source")
     weights = find_weights(Path(params.model.weights))
     threads = configure(params)
-    with device_scope(params.devices):
-        model = build_model(task.train.x.shape[1:], len(task.class_names), params.model, task.train.x, weights)
-        count = model.count_params()
-        print(f"network: {count:,} weights, {4 * count / 1e6:,.1f} MB a model")
-        history = fit(model, task, params.pretrain, STAGE, params)
+    model = build_model(task.train.x.shape[1:], len(task.class_names), params.model, task.train.x, weights)
+    count = model.count_params()
+    print(f"network: {count:,} weights, {4 * count / 1e6:,.1f} MB a model")
+    history = fit(model, task, params.pretrain, STAGE, params)
     evaluate_and_save(STAGE, model, task, history, threads)
 
 

@@ -115,11 +115,7 @@ class Settings(Section):
 
     seed: int = Field(1, ge=0, lt=2**32, description="seed of all random numbers: subsets, weights, order, dropout")
     threads: int | None = Field(None, ge=1, le=1024, description="TensorFlow's threads; null: one per core")
-    devices: int = Field(1, ge=1, le=1024, description="GPUs that share every batch; 1: one device, GPU or CPU")
     precision: Precision = Field("float32", description="mixed precision needs model.rescale or a backbone")
-    image_memory: int = Field(8 * 10**9, ge=2**24, description="bytes fully shuffled; block-shuffled above")
-    feature_memory: int = Field(4 * 10**9, ge=0, description="bytes of the feature cache in memory; above, on disk")
-    feature_disk: int = Field(20 * 10**9, ge=0, description="bytes of that on disk; above, recomputed each epoch")
     data: Data = Data()
     model: Model = Model()
     pretrain: Recipe = Recipe()
@@ -144,8 +140,6 @@ class Settings(Section):
             raise SettingError("model.weights", self.model.weights, expected)
         folders = any(Path(path).is_dir() for path in (self.data.path, self.data.target_path))  # may have such a split
         for name, recipe in {"pretrain": self.pretrain, **self.finetune_stages}.items():
-            if recipe.batch_size % self.devices:
-                raise SettingError(f"{name}.batch_size", recipe.batch_size, f"a multiple of devices, {self.devices}")
             if recipe.patience and not self.data.validation_fraction and not folders:
                 expected = "null, or data.validation_fraction=0.1: test images must not choose the epoch"
                 raise SettingError(f"{name}.patience", recipe.patience, expected)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.shared.errors import SettingError, UserError, one_line
 from stages.shared.inputs import check_unchanged
+from stages.shared.startup import original_repository
 
 _on_success: list[Callable[[], None]] = []
 
@@ -59,8 +60,7 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
 
 def _how_to_undo(error: UserError) -> str:
     """Return the command that restores the committed settings: `dvc exp run -S` leaves a refused one in the file."""
-    temporary_copy = "/.dvc/tmp/exps/" in Path.cwd().as_posix()  # of `dvc exp run --temp`, thrown away
-    if not isinstance(error, SettingError) or temporary_copy or not Path("params.yaml").exists():
+    if not isinstance(error, SettingError) or original_repository() or not Path("params.yaml").exists():
         return ""
     # touch: size and second may be unchanged, and Git trusts these.
     return "; to restore the committed settings: touch params.yaml && git checkout params.yaml"

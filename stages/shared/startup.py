@@ -16,6 +16,12 @@ PACKAGES = ("PIL", "jinja2", "markdown_it", "matplotlib", "pandas", "pooch", "py
 BREAKS_DVC = re.compile(r"[{}?#\x00-\x1f]|%\(")
 
 
+def original_repository() -> Path | None:
+    """Return the repository of a `dvc exp run --temp`, if this process runs in its temporary copy."""
+    root = Path(os.environ.get("DVC_ROOT", ".")).absolute()
+    return None if root == Path.cwd() else root
+
+
 def start() -> None:
     """Tie the process to the `dvc` that started it; exit with one line if anything it needs is missing."""
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
@@ -27,7 +33,7 @@ def start() -> None:
                  "PYTHONSAFEPATH or another PYTHONPATH: `unset` both")  # fmt: skip
     if program.name == "-m" and (found := BREAKS_DVC.search(str(program))):
         sys.exit(f"error: {str(program.parent)!r}: DVC fails in a folder with {found[0]!r} in its path: rename it")
-    if (root := Path(os.environ.get("DVC_ROOT", "."))).absolute() != Path.cwd() and (root / ".git/shallow").exists():
+    if (root := original_repository()) and any((up / ".git/shallow").exists() for up in (root, *root.parents)):
         sys.exit("error: DVC would lose an experiment of --temp in a shallow clone (dvc#7547): `git fetch --unshallow`")
     if missing := [name for name in PACKAGES if not find_spec(name)]:
         sys.exit(

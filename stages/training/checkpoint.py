@@ -123,7 +123,7 @@ def _key(model: keras.Model, task: Task, recipe: Recipe, cached: bool) -> str:
         random.getstate(),  # as `configure` has seeded it
         [(array.shape, array.dtype) for array in arrays],
         describe_environment(tf.config.threading.get_intra_op_parallelism_threads()),
-        (tf.distribute.get_strategy().num_replicas_in_sync, tf.config.list_logical_devices()),
+        tf.config.list_logical_devices(),
     ]
     found = hashlib.sha256(repr(context).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from stages.settings import Recipe, Settings
 from stages.shared.errors import SettingError, UserError
@@ -48,18 +47,18 @@ def fit(
         expected = "null, or validation images: test images must not choose the epoch"
         raise SettingError(f"{stage}.patience", recipe.patience, expected)
 
-    # Split the model, and decide where to cache the features of its frozen body.
-    train, curve, location = task.train, task.curve_split, None
+    # Split the model, and decide whether to cache the features of its frozen body.
+    train, curve, cached = task.train, task.curve_split, False
     body, head = split_at_first_trained(model)
     if body is not None:
-        location, why = feature_cache.choose_location(body, len(train.y) + len(curve.y), recipe, params)
+        cached, why = feature_cache.check_size(body, len(train.y) + len(curve.y), recipe)
         print(f"{stage}: {why}")
-    checkpoint = Checkpoint(stage, model, task, recipe, cached=location is not None)
+    checkpoint = Checkpoint(stage, model, task, recipe, cached)
 
     # Train the head on the features, or all of the model on the images. Both share their layers with `model`.
-    if body is not None and location is not None:
+    if body is not None and cached:
         network = head
-        train, curve = (replace(split, x=feature_cache.compute(body, split.x, location)) for split in (train, curve))
+        train, curve = (replace(split, x=feature_cache.compute(body, split.x)) for split in (train, curve))
     else:
         network = with_augmentation(model, recipe.augment)
     mixing, loss = Mixing(recipe.augment, params.seed), "sparse_categorical_crossentropy"
@@ -67,13 +66,12 @@ def fit(
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
         one_hot = np.eye(len(task.class_names), dtype=np.float32)
         train, curve = (replace(split, y=one_hot[split.y]) for split in (train, curve))
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
     network.compile(
         make_optimizer(recipe, len(train.y), base_variables(model)),
         loss=loss,
         metrics=["accuracy"],
-        # Pays if a step is short, and leaves every bit as it is; TensorFlow refuses it on several devices.
-        steps_per_execution=min(8, math.ceil(len(train.y) / recipe.batch_size)) if location and devices == 1 else 1,
+        # Pays if a step is short, and leaves every bit as it is.
+        steps_per_execution=min(8, math.ceil(len(train.y) / recipe.batch_size)) if cached else 1,
     )
 
     # Resume from the checkpoint, if there is one; it is deleted once the stage has succeeded.
@@ -83,16 +81,15 @@ def fit(
     checkpoint.load(network, stopping)
     on_success(checkpoint.delete)
 
-    # Train. Keras wants the first batch for the curves to divide evenly among the devices.
-    order = ShuffleOrder(train.x, params.seed, 2**63 if location == "memory" else params.image_memory)
+    # Train.
+    order = ShuffleOrder(len(train.y), params.seed)
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: write_history(stage, checkpoint.table(), file))
-    curve_batch = min(evaluation_batch_size(task.train.x.shape[1:]), len(curve.y)) // devices * devices
     network.fit(
         make_dataset(train.x, train.y, recipe.batch_size, order, mixing if mixing.layers else None),
         shuffle=False,  # `order` does that
         epochs=recipe.epochs,
         initial_epoch=len(checkpoint.curves),
-        validation_data=make_dataset(curve.x, curve.y, curve_batch),
+        validation_data=make_dataset(curve.x, curve.y, evaluation_batch_size(task.train.x.shape[1:])),
         callbacks=[*filter(None, (order, mixing, keras.callbacks.TerminateOnNaN(), stopping)), checkpoint, watch],
         class_weight=_balanced_weights(task.train.y) if recipe.class_weight else None,
     )

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 EVALUATION_BATCH = 250  # images of the notebook's size or smaller
-BLOCK = 2**22  # bytes of images that are read together if not all of them fit into memory
 
 
 def evaluation_batch_size(image: tuple[int, ...]) -> int:
@@ -17,18 +16,11 @@ def evaluation_batch_size(image: tuple[int, ...]) -> int:
 
 
 class ShuffleOrder(keras.callbacks.Callback):
-    """The order of the training images: a new one in every epoch, determined by seed and epoch.
+    """The order of the training images: a new one in every epoch, determined by seed and epoch."""
 
-    Images of more than `memory` bytes are shuffled in two steps, so that a disk is read in large pieces: blocks of
-    `BLOCK` bytes, then the images within as many blocks as fit into half of `memory`.
-    """
-
-    def __init__(self, x: np.ndarray | tf.Tensor, seed: int, memory: int = 2**63):
+    def __init__(self, count: int, seed: int):
         super().__init__()
-        self.count, self.seed, self.epoch = len(x), seed, 0
-        image_bytes = math.prod(x.shape[1:]) * tf.as_dtype(x.dtype).size
-        self.block = max(1, BLOCK // image_bytes) if image_bytes * self.count > memory else 0  # images
-        self.window = self.block * max(1, memory // 2 // BLOCK)
+        self.count, self.seed, self.epoch = count, seed, 0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Note the epoch whose order comes next, counted from 0."""
@@ -36,15 +28,7 @@ class ShuffleOrder(keras.callbacks.Callback):
 
     def rows(self) -> np.ndarray:
         """Draw the epoch's order, int64 (count,); NumPy draws the same one on every machine."""
-        random = np.random.default_rng([self.seed, self.epoch])
-        if not self.block:
-            return random.permutation(self.count)
-        blocks = random.permutation(math.ceil(self.count / self.block))
-        rows = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
-        rows = rows[rows < self.count]
-        for start in range(0, self.count, self.window):
-            random.shuffle(rows[start : start + self.window])
-        return rows
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
 
 
 def make_dataset(
@@ -77,7 +61,6 @@ def make_dataset(
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False  # would copy the images into the graph
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return dataset.with_options(options)
 
 

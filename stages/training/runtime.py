@@ -1,16 +1,14 @@
-"""Configure TensorFlow: seed, threads, devices, precision; and describe it for the record."""
+"""Configure TensorFlow: seed, threads, precision; and describe it for the record."""
 
 import os
 import platform
 import re
-from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 
 import keras
 import tensorflow as tf
 
 from stages.settings import Settings
-from stages.shared.errors import SettingError
 from stages.shared.machine import cpu, keep_freed_memory
 
 # Variables that choose other kernels or precisions, each tried or documented.
@@ -32,20 +30,6 @@ def configure(params: Settings) -> int:
     keras.config.set_dtype_policy(params.precision)
     keras.utils.set_random_seed(params.seed)
     return threads
-
-
-def device_scope(count: int) -> AbstractContextManager:
-    """Return the scope to build, load and train a model in: one device, or `count` GPUs that share every batch.
-
-    Raises `SettingError` if there are fewer. Without GPUs the CPU's logical devices count, of which there is one.
-    """
-    if count == 1:
-        return nullcontext()
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if count > len(devices):
-        names = ", ".join(device.name for device in devices)
-        raise SettingError("devices", count, f"at most {len(devices)}: there is {names}")
-    return tf.distribute.MirroredStrategy([device.name for device in devices[:count]]).scope()
 
 
 def describe_environment(threads: int) -> dict[str, str | int]:

@@ -39,10 +39,11 @@ def test_folder_in_which_dvc_fails_is_refused(refusal, name):
     assert "DVC fails in a folder with " in refusal(name)
 
 
-def test_experiment_that_dvc_would_lose_is_refused(tmp_path, refusal, monkeypatch):
+@pytest.mark.parametrize("root", [".", "sub"])
+def test_experiment_that_dvc_would_lose_is_refused(tmp_path, refusal, monkeypatch, root):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git/shallow").touch()
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / root))
     assert "`git fetch --unshallow`" in refusal("copy of --temp")
 
 
@@ -63,11 +64,11 @@ def test_clone_of_another_user_is_refused_with_the_command_that_trusts_it(tmp_pa
         refuse_untracked(Path("photos"))
 
 
-@pytest.mark.parametrize(("folder", "undone"), [("exps", True), (".dvc/tmp/exps/standalone/tmp1", False)])
-def test_command_that_restores_settings_is_named_but_in_a_temporary_copy(tmp_path, monkeypatch, folder, undone):
-    (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / folder)
+@pytest.mark.parametrize(("root", "undone"), [(".", True), ("..", False)])
+def test_command_that_restores_settings_is_named_but_in_a_temporary_copy(tmp_path, monkeypatch, root, undone):
+    monkeypatch.chdir(tmp_path)
     Path("params.yaml").touch()
+    monkeypatch.setenv("DVC_ROOT", str(Path(tmp_path, root).resolve()))
     assert ("git checkout params.yaml" in _how_to_undo(SettingError("seed", "x", "a number"))) == undone
 
 

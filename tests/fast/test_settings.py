@@ -98,7 +98,6 @@ def test_missing_misspelt_and_unknown_settings_are_refused():
         ),
         ({"precision": "mixed_bfloat16"}, "precision: was 'mixed_bfloat16', expected 'float32', or model.rescale=true"),
         ({"model.weights": "x.h5"}, "model.weights: was 'x.h5', expected 'data/raw/random.yaml', or a model.backbone"),
-        ({"devices": 3}, "pretrain.batch_size: was 64, expected a multiple of devices, 3"),
         ({"pretrain.patience": 3}, "pretrain.patience: was 3, expected null, or data.validation_fraction=0.1: test"),
     ],
 )

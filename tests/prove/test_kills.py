@@ -18,7 +18,6 @@ def test_kills_in_the_middle_of_an_epoch_change_no_byte(tmp_path):
     params["data"] |= {"source_per_class": 150, "target_per_class": 150}
     params["model"] |= {"conv_filters": [32, 64], "dense_units": [64]}
     params["finetune_fc"]["trainable"] = ["conv2", "fc1", "output"]
-    params["feature_memory"] = 0  # cached in a temporary file
     for stage in STAGES:
         params[stage]["epochs"] = 9
     repo = Repository(tmp_path, params)

@@ -169,7 +169,7 @@ def test_make_run_stays_on_mnist_until_its_command_tries_cifar10_again(repo):
     assert "CIFAR-10 cannot be downloaded" in repo.run(*back.split(), check=False)
 
 
-@pytest.mark.parametrize("changes", [["seed=-5"], ["data.target_classes=[]"], ["pretrain.epochs=3", "devices=many"]])
+@pytest.mark.parametrize("changes", [["seed=-5"], ["data.target_classes=[]"], ["pretrain.epochs=3", "threads=many"]])
 def test_a_refused_setting_is_undone_by_the_command_that_the_message_names(repo, changes):
     repo.run("git", "reset", "-q", "--hard")
     before = (repo.path / "params.yaml").read_bytes()

@@ -18,13 +18,10 @@ from tiny import TINY
 
 
 def pytest_collection_finish() -> None:
-    """Set TensorFlow's threads and devices, which cannot change once it runs, whichever test comes first."""
+    """Set TensorFlow's threads and device, which cannot change once it runs, whichever test comes first."""
     tf.config.threading.set_intra_op_parallelism_threads(TINY["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(TINY["threads"])
     tf.config.set_visible_devices([], "GPU")
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    two = [tf.config.LogicalDeviceConfiguration()] * 2  # for training on two devices; other tests stay on the first
-    tf.config.set_logical_device_configuration(cpu, two)
 
 
 @pytest.fixture

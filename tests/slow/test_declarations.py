@@ -11,8 +11,7 @@ from counting import counted
 from repository import STAGES, Repository, outputs, tiny_params
 from stages.settings import leaves
 
-PARAMS = tiny_params() | {"feature_memory": 0}  # so that feature_disk is read, too
-SETTINGS = dict(leaves(PARAMS))
+SETTINGS = dict(leaves(tiny_params()))
 UNUSED = {"data.test_fraction", "data.unreadable", "model.pooling"}  # by arrays, and without a backbone
 
 
@@ -37,7 +36,7 @@ def declared(stage: dict, folder: Path) -> dict[str, set[str]]:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> tuple[Path, dict[str, dict[str, set[str]]]]:
     """Run each stage; return the folder, and the code, files and settings that each used."""
-    repo = Repository(tmp_path_factory.mktemp("watched"), PARAMS)
+    repo = Repository(tmp_path_factory.mktemp("watched"), tiny_params())
     used = {}
     for name, stage in STAGES.items():
         out = repo.path.parent / f"{name}.json"
