@@ -7,20 +7,16 @@ FORMAT = "%.6g"  # of probabilities in CSV files: six digits of small ones, too,
 POINTS = 101  # thresholds at most
 
 
-def prediction_table(
-    images: np.ndarray, p: np.ndarray, class_names: list[str], labels: np.ndarray | None = None
-) -> pd.DataFrame:
+def prediction_table(images: np.ndarray, p: np.ndarray, class_names: list[str], labels: np.ndarray) -> pd.DataFrame:
     """Make a table with a row for each image.
 
-    Columns: image (its name), actual (its class, if `labels`, int (N,), are given), predicted, probability (of the
-    predicted class), and each class's probability, ``p: CLASS``. `images`: text (N,); `p`: float (N, classes).
+    Columns: image (its name), actual, predicted, probability (of the predicted class), and each class's probability,
+    ``p: CLASS``. `images`: text (N,); `p`: float (N, classes); `labels`: int (N,).
     """
     names = np.array(class_names)
-    known = {} if labels is None else {"actual": names[labels]}
-    table = pd.DataFrame(
-        {"image": images} | known | {"predicted": names[p.argmax(axis=1)], "probability": p.max(axis=1)}
-    )
-    return pd.concat([table, pd.DataFrame(p, columns=probability_columns(class_names))], axis=1)
+    table = pd.DataFrame({"image": images, "actual": names[labels], "predicted": names[p.argmax(axis=1)]})
+    table["probability"] = p.max(axis=1)
+    return table.join(pd.DataFrame(p, columns=probability_columns(class_names)))
 
 
 def probability_columns(class_names: list[str]) -> list[str]:
@@ -47,6 +43,5 @@ def accuracy_by_threshold(probability: np.ndarray, correct: np.ndarray) -> dict[
 
 def lowest_threshold(curve: dict[str, list[float]], accuracy: float) -> float | None:
     """Return the lowest threshold of `accuracy_by_threshold` that reaches an accuracy; None if none does."""
-    return next(
-        (t for t, reached in zip(curve["threshold"], curve["accuracy"], strict=True) if reached >= accuracy), None
-    )
+    thresholds = zip(curve["threshold"], curve["accuracy"], strict=True)
+    return next((threshold for threshold, reached in thresholds if reached >= accuracy), None)

@@ -5,22 +5,14 @@ With ``--fetch`` it only downloads the dataset if it is missing: exit code 3 if 
 
 import sys
 
+import numpy as np
 import pandas as pd
 
 from stages import download, settings
 from stages.images import loading
 from stages.images.split import split
 from stages.shared.program import program
-from stages.shared.tasks import SPLITS, Task, write_task
-
-MAX_ROWS = 60  # of a table on the terminal
-
-
-def count_classes(task: Task) -> pd.DataFrame:
-    """Count the images by class and split."""
-    counts = {name: pd.Series(getattr(task, name).y).value_counts() for name in SPLITS}
-    table = pd.DataFrame(counts, index=range(len(task.class_names))).fillna(0).astype(int)
-    return table.set_axis(task.class_names)
+from stages.shared.tasks import SPLITS, write_task
 
 
 @program
@@ -41,7 +33,8 @@ def main() -> None:
         print(f"\n{side}: {task.dataset}, images {'x'.join(map(str, task.train.x.shape[1:]))}")
         for note in (*task.warnings, *task.notes):
             print(f"- {note}")
-        print(count_classes(task).to_string(max_rows=MAX_ROWS))
+        counts = {name: np.bincount(getattr(task, name).y, minlength=len(task.class_names)) for name in SPLITS}
+        print(pd.DataFrame(counts, index=task.class_names).to_string(max_rows=60))
 
 
 if __name__ == "__main__":

@@ -11,22 +11,16 @@ from stages.shared.program import program
 
 def write_figures(results: Results) -> None:
     """Draw every figure."""
-    wrong = {r.stage: (r.predictions.iloc[r.mistakes], r.task.test.x[r.mistakes], r.heat) for r in results.all}
-    curve_images = f"{results.source.task.curve_split_name} images"
     drawn = {
-        "curves": figures.curves({r.stage: r.history for r in results.all}, curve_images),
-        "per_class": figures.per_class(
-            [{r.stage: r.per_class for r in rs} for rs in ([results.source], results.tuned)]
-        ),
-        "calibration": figures.calibration(results.all),
+        "figures/curves": figures.curves(results.all),
+        "figures/per_class": figures.per_class([[results.source], results.tuned]),
+        "figures/calibration": figures.calibration(results.all),
+        "mistakes": figures.mistakes(results.all),  # it shows images, which Git must not get
     }
     for r in results.all:
-        drawn[f"confusion_{r.stage}"] = figures.confusion(r.stage, r.predictions, r.task.class_names)
+        drawn[f"figures/confusion_{r.stage}"] = figures.confusion(r)
     for name, figure in drawn.items():
-        figures.save(figure, REPORTS / "figures" / f"{name}.png")
-    figures.save(
-        figures.mistakes(wrong, results.tuned[0].task), REPORTS / "mistakes.png"
-    )  # it shows images, which Git must not get
+        figures.save(figure, REPORTS / f"{name}.png")
 
 
 @program

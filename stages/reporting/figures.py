@@ -15,7 +15,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from stages.predictions import accuracy_by_threshold
 from stages.reporting.results import MANY, ModelResult, hardest
 from stages.shared.files import write_atomic
-from stages.shared.tasks import Task
 
 mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
@@ -44,30 +43,31 @@ def plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def curves(histories: dict[str, pd.DataFrame], curve_images: str) -> Figure:
-    """Draw accuracy and loss of every model by epoch: solid for training, dashed for the images `curve_images`."""
+def curves(models: list[ModelResult]) -> Figure:
+    """Draw accuracy and loss by epoch: solid for training, dashed for the validation or test images."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for ax, quantity in zip(axes, ("accuracy", "loss"), strict=True):
-        for color, (stage, history) in zip(cycle(COLORS), histories.items(), strict=False):
-            epochs, dashed = history["epoch"], {"ls": "--", "marker": "."}
-            ax.plot(epochs, history[quantity], color=color, label=f"{stage}, training")
-            ax.plot(epochs, history[f"val_{quantity}"], color=color, label=f"{stage}, {curve_images}", **dashed)
+        for color, r in zip(cycle(COLORS), models, strict=False):
+            epochs, label = r.history["epoch"], f"{r.stage}, {r.task.curve_split_name} images"
+            ax.plot(epochs, r.history[quantity], color=color, label=f"{r.stage}, training")
+            ax.plot(epochs, r.history[f"val_{quantity}"], color=color, label=label, ls="--", marker=".")
         ax.set(xlabel="epoch", ylabel=quantity)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    losses = pd.concat(histories.values())[["loss", "val_loss"]].to_numpy()
+    losses = pd.concat(r.history for r in models)[["loss", "val_loss"]].to_numpy()
     if losses.max() > 10 * losses.min():  # the first epoch on raw pixels has a loss many times that of the others
         axes[1].set_yscale("log")
         axes[1].set_ylim(bottom=max(MIN_LOSS, axes[1].get_ylim()[0]))
         plain_numbers(axes[1].yaxis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(histories))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
     return figure
 
 
-def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure:
+def confusion(model: ModelResult) -> Figure:
     """Draw a confusion matrix with numbers of test images; of many classes with colours only."""
-    counts = pd.crosstab(predictions["actual"], predictions["predicted"])
+    names = model.task.class_names
+    counts = pd.crosstab(model.predictions["actual"], model.predictions["predicted"])
     counts = counts.reindex(index=names, columns=names, fill_value=0)
     side = 2.2 + 0.62 * len(names) if len(names) <= MANY else 10
     figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
@@ -79,37 +79,33 @@ def confusion(stage: str, predictions: pd.DataFrame, names: list[str]) -> Figure
             ax.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
         ax.set_xticks(range(len(names)), short_labels(names), rotation=45, ha="right")
         ax.set_yticks(range(len(names)), short_labels(names))
-    ax.set(xlabel="predicted", ylabel="actual", title=stage)
+    ax.set(xlabel="predicted", ylabel="actual", title=model.stage)
     return figure
 
 
-def per_class(panels: list[dict[str, pd.DataFrame]]) -> Figure:
-    """Draw recall by class with 95% intervals: a panel for stages with the same classes, a table for each stage.
-
-    Tables are those of `statistics.class_scores`. Of many classes the hardest are shown.
-    """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(11, 4), layout="constrained", squeeze=False, sharey=True,
-        width_ratios=[1 + len(tables) for tables in panels],
-    )  # fmt: skip
+def per_class(panels: list[list[ModelResult]]) -> Figure:
+    """Draw recall by class with 95% intervals: a panel for models with the same classes, the hardest of many."""
+    widths = [1 + len(models) for models in panels]
+    figure = plt.figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)
     colors = cycle(COLORS)
-    for ax, tables in zip(axes[0], panels, strict=True):
-        width = 0.8 / len(tables)
-        shown, classes = hardest(tables.values()), len(next(iter(tables.values())))
-        if len(shown) < classes:
-            ax.set_title(f"the {len(shown)} hardest of {classes} classes")
-        for i, (stage, by_class) in enumerate(tables.items()):
-            table = by_class.loc[shown]
+    for ax, models in zip(axes[0], panels, strict=True):
+        width = 0.8 / len(models)
+        shown, classes = hardest(r.per_class for r in models), models[0].task.class_names
+        if len(shown) < len(classes):
+            ax.set_title(f"the {len(shown)} hardest of {len(classes)} classes")
+        for i, r in enumerate(models):
+            table = r.per_class.loc[shown]
             x = np.arange(len(table)) - 0.4 + (i + 0.5) * width
             errors = [table["recall"] - table["recall_low"], table["recall_high"] - table["recall"]]
-            ax.bar(x, table["recall"], width * 0.95, color=next(colors), label=stage)
+            ax.bar(x, table["recall"], width * 0.95, color=next(colors), label=r.stage)
             ax.errorbar(x, table["recall"], errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         rotated = {"rotation": 30, "ha": "right"} if len(shown) <= 12 else {"rotation": 90, "fontsize": 8}
         ax.set_xticks(range(len(shown)), short_labels(shown), **rotated)
         ax.grid(axis="y", alpha=0.3)
     axes[0, 0].set(ylabel="recall on test images", ylim=(0, 1.02))
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.legend(loc="outside lower center", ncols=sum(len(tables) for tables in panels))
+    figure.legend(loc="outside lower center", ncols=sum(map(len, panels)))
     return figure
 
 
@@ -134,13 +130,13 @@ def calibration(models: list[ModelResult]) -> Figure:
     return figure
 
 
-def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]], task: Task) -> Figure:
+def mistakes(models: list[ModelResult]) -> Figure:
     """Draw each model's mistakes in two rows: the images, and the same under their heat maps.
 
-    For each model: rows of its predictions, their images, uint8 (n, H, W, C), and maps, float32 (n, h, w), 0 to 1.
-    Below, a picture of the target `task`, resized in each way, if it has one.
+    Below, a picture of the target task, resized in each way, if it has one.
     """
-    heights = [3.9] * len(shown) + [2.2] * (len(task.resized) > 0)
+    task = models[-1].task
+    heights = [3.9] * len(models) + [2.2] * (len(task.resized) > 0)
     figure = plt.figure(figsize=(12, sum(heights)), layout="constrained")
     panels = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     if len(task.resized):
@@ -148,12 +144,13 @@ def mistakes(shown: dict[str, tuple[pd.DataFrame, np.ndarray, np.ndarray]], task
         for ax, way, pixels in zip(panels[-1].subplots(1, 3), ("crop", "pad", "stretch"), task.resized, strict=True):
             ax.imshow(pixels)
             ax.set(xticks=[], yticks=[], xlabel=way)
-    columns = max(1, *(len(wrong) for wrong, _, _ in shown.values()))
-    for panel, (stage, (wrong, images, maps)) in zip(panels, shown.items(), strict=False):
-        panel.suptitle(f"{stage}{'' if len(wrong) else ': no mistakes'}", x=0.01, ha="left", fontsize=10, weight="bold")
+    columns = max(1, *(len(r.mistakes) for r in models))
+    for panel, r in zip(panels, models, strict=False):
+        wrong, images = r.predictions.iloc[r.mistakes].to_dict("records"), r.task.test.x[r.mistakes]
+        panel.suptitle(r.stage if wrong else f"{r.stage}: no mistakes", x=0.01, ha="left", fontsize=10, weight="bold")
         ax = panel.subplots()  # one for all: a grid of axes takes a second to draw
         height = images.shape[1] / images.shape[2]
-        for left, example, image, heat in zip(count(0, 1.08), wrong.to_dict("records"), images, maps, strict=False):
+        for left, example, image, heat in zip(count(0, 1.08), wrong, images, r.heat, strict=False):
             upper, lower = ((left, left + 1, bottom, bottom + height) for bottom in (height + 0.08, 0))
             pixels = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
             grey = image[..., :3].mean(axis=-1)  # so that colours below are the heat map's

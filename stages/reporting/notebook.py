@@ -36,12 +36,10 @@ def reruns() -> tuple[pd.DataFrame, int]:
     """
     runs = pd.read_csv(RUNS, comment="#")
     learned = runs[has_learned(runs["pretrain"])]
-    rows = {
-        model: [found.mean(), found.std(), len(found), *prediction_interval(found.to_numpy())]
-        for model, found in ((model, accuracies.dropna()) for model, accuracies in learned.items())
-    }
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "sd", "runs", "low", "high"])
-    return table.assign(low=table["low"].clip(lower=0), high=table["high"].clip(upper=1)), len(runs) - len(learned)
+    table = learned.agg(["mean", "std", "count"]).T.set_axis(["mean", "sd", "runs"], axis=1)
+    intervals = [prediction_interval(learned[model].dropna()) for model in learned]
+    table[["low", "high"]] = np.clip(intervals, 0, 1)
+    return table, len(runs) - len(learned)
 
 
 def rerun_environment() -> str:

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from stages.reporting import notebook, quality
 from stages.reporting.results import MANY, WANTED, ModelResult, Results, hardest
-from stages.reporting.statistics import accuracy_interval, paired_difference
+from stages.reporting.statistics import paired_difference
 from stages.settings import Settings
 from stages.shared.files import REPORTS
 from stages.shared.tasks import Task
@@ -59,16 +59,12 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
     for r in results.all:
         described = ", ".join(f"{key} {value}" for key, value in r.record["environment"].items())
         environments.setdefault(described, []).append(r.stage)
-    rerun, learned_nothing = notebook.reruns()
     return {
         "source": results.source,
         "tuned": results.tuned,
         "params": params,
         "published": notebook.PUBLISHED if results.on_the_notebooks_images else {},
-        "rerun": rerun,
-        "learned_nothing": learned_nothing,
-        "rerun_environment": notebook.rerun_environment(),
-        "interval": accuracy_interval,
+        "notebook": notebook,
         "many": MANY,
         "wanted": WANTED,
         "quality": quality,
@@ -119,9 +115,8 @@ def render_html(results: Results, params: Settings, checked: dict) -> str:
     section = next((i for i, token in enumerate(tokens) if token.tag == "h2"), len(tokens))
     parts = (tokens[:curves], tokens[curves:section], tokens[section:])
     answer, overview, rest = (parser.renderer.render(part, parser.options, {}) for part in parts)
-    variables = {"models": results.all, "interval": accuracy_interval, "sections": sections, "answer": answer}
-    variables |= {"overview": _interactive(overview), "rest": _interactive(rest)}
-    return _fill("report.html", variables | {"dataset": results.source.task.dataset})
+    variables = {"dataset": results.source.task.dataset, "models": results.all, "sections": sections, "answer": answer}
+    return _fill("report.html", variables | {"overview": _interactive(overview), "rest": _interactive(rest)})
 
 
 def _interactive(html: str) -> str:

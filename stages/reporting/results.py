@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,15 +107,11 @@ class ModelResult:
     @cached_property
     def metrics(self) -> dict:
         """Return the model's entry in ``metrics.json``; train_accuracy is None after no epochs."""
-        of_control = {}
+        metrics = {"test_accuracy": self.record["test_accuracy"]}
         if self.gain:
-            of_control = {
-                "control_test_accuracy": self.record["control"]["test_accuracy"],
-                "transfer_gain": self.gain.difference,
-            }
-        return {
-            "test_accuracy": self.record["test_accuracy"],
-            **of_control,
+            metrics["control_test_accuracy"] = self.record["control"]["test_accuracy"]
+            metrics["transfer_gain"] = self.gain.difference
+        return metrics | {
             "test_loss": self.record["test_loss"],
             "train_accuracy": self.history["accuracy"].iloc[(self.kept_epoch or 0) - 1] if len(self.history) else None,
             "trainable_parameters": self.record["trainable_parameters"],
@@ -188,30 +183,31 @@ def read_results(source: str, tuned: list[str]) -> Results:
 
 def _read(stage: str, task: Task) -> ModelResult:
     folder = stage_folder(stage)
+
+    def read(name: str, split: Split) -> pd.DataFrame:
+        texts = dict.fromkeys(("image", "actual", "predicted"), str)
+        table = pd.read_csv(folder / f"{name}.csv", dtype=texts, na_filter=False)
+        actual = np.array(task.class_names)[split.y]
+        if table["image"].tolist() != split.names.tolist() or table["actual"].tolist() != actual.tolist():
+            raise ValueError("predictions of other images")
+        return table
+
     try:
         record = read_json(folder / "record.json")
         for name, expected in record["sha256_of"].items():
             check_sha256(folder / name, expected, (folder / name).read_bytes())
-        history = pd.read_csv(folder / "history.csv", dtype=float)
-        predictions = _read_predictions(folder / "predictions.csv", task, task.test)
-        control = (
-            _read_predictions(folder / "control_predictions.csv", task, task.test) if "control" in record else None
-        )
-        held_out = task.validation
-        validation = (
-            _read_predictions(folder / "validation_predictions.csv", task, held_out) if len(held_out.y) else None
-        )
         gradcam = read_npz(folder / "gradcam.npz", ("row", "heat"))
-        seconds = float(read_json(timing_file(stage))["train_seconds"])
-        outputs = (history, predictions, gradcam["row"], gradcam["heat"], record, seconds, control, validation)
-        return ModelResult(stage, task, *outputs)
+        return ModelResult(
+            stage=stage,
+            task=task,
+            history=pd.read_csv(folder / "history.csv", dtype=float),
+            predictions=read("predictions", task.test),
+            mistakes=gradcam["row"],
+            heat=gradcam["heat"],
+            record=record,
+            train_seconds=float(read_json(timing_file(stage))["train_seconds"]),
+            control=read("control_predictions", task.test) if "control" in record else None,
+            validation=read("validation_predictions", task.validation) if len(task.validation.y) else None,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"reports of {stage}: {one_line(error)}; expected the outputs of `dvc repro {stage}`") from None
-
-
-def _read_predictions(file: Path, task: Task, split: Split) -> pd.DataFrame:
-    predictions = pd.read_csv(file, dtype=dict.fromkeys(("image", "actual", "predicted"), str), na_filter=False)
-    expected = {"image": split.names.tolist(), "actual": [task.class_names[label] for label in split.y]}
-    if any(predictions[column].tolist() != values for column, values in expected.items()):
-        raise ValueError("predictions of other images")
-    return predictions

@@ -25,8 +25,8 @@ def accuracy_interval(correct: np.ndarray) -> list[float]:
 
 def prediction_interval(values: np.ndarray) -> tuple[float, float]:
     """Compute Student's 95% prediction interval of one more value like `values`, float (n,), n at least 2."""
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / len(values))
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    spread = np.std(values, ddof=1) * np.sqrt(1 + 1 / len(values))
+    return t.interval(0.95, len(values) - 1, np.mean(values), spread)
 
 
 class PairedDifference(NamedTuple):
