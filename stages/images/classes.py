@@ -49,13 +49,12 @@ def choose_classes(data: Data, side: Side, names: list[str], one_dataset: bool) 
 
 def _find_label(key: str, given: int | str, names: list[str]) -> int:
     """Find a class by its name, or by its number if no other class has that as its name."""
-    by_name = names.index(text) if (text := unicodedata.normalize("NFC", str(given))) in names else None
-    by_number = given if isinstance(given, int) and given < len(names) else None
-    if None not in (by_name, by_number) and by_name != by_number:
+    text = unicodedata.normalize("NFC", str(given))
+    labels = [label for label, name in enumerate(names) if given == label or text == name]
+    if not labels:
+        raise SettingError(key, given, f"a number below {len(names)} or one of {short_repr(names)}")
+    if len(labels) > 1:
         other = json.dumps(names[int(given)], ensure_ascii=False)
         expected = f"an unambiguous class: write {json.dumps(text)} in quotes for the class, {other} for number {given}"
         raise SettingError(key, given, expected)
-    for label in (by_name, by_number):
-        if label is not None:
-            return label
-    raise SettingError(key, given, f"a number below {len(names)} or one of {short_repr(names)}")
+    return labels[0]

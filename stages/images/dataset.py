@@ -49,18 +49,16 @@ def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
 
 def validate_arrays(path: Path, arrays: dict[str, Any]) -> Dataset:
     """Validate the arrays of the file `path`, see `read_dataset`."""
-    images = {name: LazyArray.of(arrays[f"x_{name}"]) for name in ("train", "test")}
-    arrays = arrays | {f"x_{name}": x for name, x in images.items()}
     _check_headers(path, {key: Header(array.shape, array.dtype) for key, array in arrays.items()})
-    shape, other = (x.shape[1:] for x in images.values())
-    if shape != other:
-        raise UserError(f"{path}: x_test: images {other}, expected {shape} as in x_train")
     splits = {}
-    for name, x in images.items():
-        y = arrays[f"y_{name}"].reshape(-1)
+    for name in ("train", "test"):
+        x, y = LazyArray.of(arrays[f"x_{name}"]), arrays[f"y_{name}"].reshape(-1)
         if y.min() < 0 or y.max() > np.iinfo(np.int64).max:
             raise UserError(f"{path}: y_{name}: labels {y.min()} to {y.max()}, expected 0 or more")
         splits[name] = Split(x, y.astype(np.int64), np.array([f"x_{name}[{row}]" for row in range(len(y))]))
+    shape, other = (split.x.shape[1:] for split in splits.values())
+    if shape != other:
+        raise UserError(f"{path}: x_test: images {other}, expected {shape} as in x_train")
     largest = max(int(split.y.max()) for split in splits.values())
     return Dataset(path.stem, _class_names(path, arrays.get("class_names"), largest), splits)
 
@@ -89,10 +87,10 @@ def _class_names(path: Path, names: np.ndarray | None, largest: int) -> list[str
         return [str(label) for label in range(largest + 1)]
     try:
         texts = check_class_names(names.tolist())
-    except (ValueError, SystemError) as error:  # SystemError: numbers that are not characters
-        problem = error if isinstance(error, ValueError) else "different texts (classes,)"
-        shown = short_repr(names.tolist()) if isinstance(error, ValueError) else f"{names.dtype} {names.shape}"
-        raise UserError(f"{path}: class_names: was {shown}, expected {problem}") from None
+    except SystemError:
+        raise UserError(f"{path}: class_names: numbers that are not characters, expected texts") from None
+    except ValueError as error:
+        raise UserError(f"{path}: class_names: was {short_repr(names.tolist())}, expected {error}") from None
     if largest >= len(texts):
         raise UserError(f"{path}: label {largest}, expected less than the number of class_names, {len(texts)}")
     return texts

@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import stat
-import unicodedata
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
@@ -39,16 +38,15 @@ def list_pictures(folder: Path) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{folder}: no pictures, expected {folder}/CLASS/PICTURE")
     given = table["split"].str.strip().str.lower()
-    if (given != "").any() and (unknown := set(given) - set(SPLIT_NAMES)):
+    split = given.map(SPLIT_NAMES | {"": ""})
+    if given.any() and (unknown := set(given) - set(SPLIT_NAMES)):
         expected = f"expected some of {list(SPLIT_NAMES)}, or none at all"
         raise UserError(f"{folder}: split {short_repr(sorted(unknown))}, {expected}")
-    labels = [unicodedata.normalize("NFC", label) for label in table["label"]]
-    table = table.assign(split=given.map(SPLIT_NAMES | {"": ""}), label=labels)
-    if (given != "").any() and "train" not in set(table["split"]):
+    if given.any() and "train" not in set(split):
         raise UserError(f"{folder}: splits {sorted(set(given))}, expected train and, optionally, validation and test")
-    return table.assign(name=[Path(path).name for path in table["path"]]).sort_values(
-        ["name", "path"], ignore_index=True
-    )
+    table = table.assign(split=split, label=table["label"].str.normalize("NFC"))
+    table["name"] = [Path(path).name for path in table["path"]]
+    return table.sort_values(["name", "path"], ignore_index=True)
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pi_heif
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from stages.images.resize import Fit, resize
@@ -19,7 +19,6 @@ from stages.shared.machine import memory_limit
 pi_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # the limit is memory, see `BYTES`
 FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF", "BMP", "TIFF")
-ORIENTATION = 0x0112  # EXIF tag
 BYTES = 12  # of memory for each pixel, while a transparent picture is put on white
 LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time
 _one_large = threading.Lock()
@@ -36,8 +35,8 @@ class Picture(NamedTuple):
 def read_picture(path: Path, size: tuple[int, int] | None, fit: Fit = "crop") -> Picture:
     """Read one picture as RGB: upright, the first of several frames, transparency on white, 16 bits as 8.
 
-    With `size` (H, W), it is resized by `resize`. Raises `ValueError` with a reason in one line for a damaged file,
-    `OSError` for one that the system cannot read, `MemoryError`.
+    With `size` (H, W), it is resized by `resize`. Raises `ValueError` with a reason in one line for a missing or
+    damaged file, `OSError` for one that the system cannot read, `MemoryError`.
     """
     try:
         with Image.open(path, formats=FORMATS) as file:
@@ -54,10 +53,10 @@ def read_picture(path: Path, size: tuple[int, int] | None, fit: Fit = "crop") ->
                 return Picture(np.asarray(picture), stored, tuple(changes))
     except UnidentifiedImageError:
         raise ValueError(f"none of {', '.join(FORMATS)}") from None
-    except MemoryError:
-        raise
+    except FileNotFoundError as error:
+        raise ValueError(error.strerror) from None
     except Exception as error:  # damaged pictures raise nearly anything
-        if isinstance(error, OSError) and error.errno:  # the system's, no property of the picture
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):  # the system's, no property of the picture
             raise
         raise ValueError(one_line(error)) from None
 
@@ -66,7 +65,7 @@ def _to_rgb(file: Image.Image) -> tuple[Image.Image, list[str]]:
     """Decode an open file; returns the picture as RGB, and the changes made."""
     changes = []
     try:
-        changes += ["turned as EXIF says"] if file.getexif().get(ORIENTATION) in range(2, 9) else []
+        changes += ["turned as EXIF says"] if file.getexif().get(ExifTags.Base.Orientation) in range(2, 9) else []
     except (SyntaxError, ValueError, TypeError, LookupError, EOFError):  # Pillow's
         changes.append("damaged EXIF data ignored")
     file.load()  # which turns a TIFF
