@@ -20,15 +20,14 @@ MAX_CLASSES = 100_000
 class Dataset:
     """Images and labels by split: train, and validation and test where the dataset has them.
 
-    `notes` and `warnings` say how it was read. `groups`: for some images, by name, the patient, video or burst they
-    belong to. `resized`: see `shared.tasks.Task`.
+    `notes` say how it was read. `groups`: for some images, by name, the patient, video or burst they belong to.
+    `resized`: see `shared.tasks.Task`.
     """
 
     name: str
     class_names: list[str]
     splits: dict[str, Split]
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
     groups: dict[str, str] = field(default_factory=dict)
     resized: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), np.uint8))
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import stat
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
@@ -63,7 +62,7 @@ def list_files(folder: Path) -> list[Path]:
             if entry.is_dir() and (entry.is_symlink() or is_ignored(Path(entry.name))):
                 why = "a link to a folder" if entry.is_symlink() else "excluded by .dvcignore"
                 raise UserError(f"{entry}: {why}, which DVC does not look into; expected a folder, under another name")
-            if entry.exists() and not entry.is_dir() and not stat.S_ISREG(entry.stat().st_mode):
+            if entry.exists() and not (entry.is_dir() or entry.is_file()):
                 raise UserError(f"{entry}: not a regular file, expected a picture")
         if not folders and not files and Path(path) != folder:
             raise UserError(f"{path}: an empty folder, expected pictures, or no such folder")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -20,8 +20,8 @@ from stages.shared.inputs import refuse_untracked
 from stages.shared.tasks import Side
 from stages.shared.yaml_files import read_yaml
 
-SIDES: tuple[Side, ...] = ("source", "target")
-KINDS = "arrays (.npz), a folder of pictures, or a pointer (.yaml)"
+SIDES: tuple[Side, ...] = get_args(Side)
+EXPECTED = "arrays (.npz), a folder of pictures, or a pointer (.yaml): data.path"
 READERS: dict[str, Callable[[Path, list[str]], Dataset]] = {"cifar10-python": read_cifar10, "npz": read_dataset}
 
 
@@ -37,7 +37,7 @@ class DatasetPointer(Pointer):
 
 def is_same(path: Path) -> bool:
     """Return whether ``data.target_path`` stands for ``data.path``; DVC has no null dependency."""
-    return path.suffix == ".yaml" and read_yaml(path, f"a dataset: {KINDS}") == {"same": "data.path"}
+    return path.suffix == ".yaml" and read_yaml(path, EXPECTED) == {"same": "data.path"}
 
 
 def dataset_paths(data: Data) -> tuple[Path, Path]:
@@ -54,10 +54,14 @@ def check_settings(data: Data) -> None:
         groups = 0
     if groups != 1:
         raise SettingError("data.groups", data.groups, "a pattern with one group, such as (patient[0-9]+)")
-    one_dataset, sides = is_same(Path(data.target_path)), dict(zip(SIDES, dataset_paths(data), strict=True))
-    for side, path in sides.items():
-        if path.suffix in (".yaml", ".yml"):
-            choose_classes(data, side, DatasetPointer.read(path, f"{KINDS}: data.path").class_names, one_dataset)
+    one_dataset = is_same(Path(data.target_path))
+    for side, path in zip(SIDES, dataset_paths(data), strict=True):
+        if pointer := _read_pointer(path):
+            choose_classes(data, side, pointer.class_names, one_dataset)
+
+
+def _read_pointer(path: Path) -> DatasetPointer | None:
+    return DatasetPointer.read(path, EXPECTED) if path.suffix in (".yaml", ".yml") else None
 
 
 def find(path: Path) -> tuple[DatasetPointer | None, Path]:
@@ -65,18 +69,15 @@ def find(path: Path) -> tuple[DatasetPointer | None, Path]:
 
     Raises `UserError` (`DownloadError` if the archive cannot be downloaded) with what was wrong and what was expected.
     """
-    if path.suffix in (".yaml", ".yml"):
-        pointer = DatasetPointer.read(path, f"{KINDS}: data.path")
+    if pointer := _read_pointer(path):
         return pointer, fetch(path, pointer)
     if path.suffix == ".csv":
         raise UserError(f"{path}: expected the folder of this list and its pictures, {path.parent}: DVC tracks that")
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: not a regular file, expected {KINDS}: data.path")
-    if not path.exists():
-        tracked = path.with_name(f"{path.name}.dvc").exists()
-        expected = "`dvc pull` gets it from where it was pushed to" if tracked else f"expected {KINDS}: data.path"
-        shown = path if str(path) == str(path).strip() else repr(str(path))  # a space before it cannot be seen
-        raise UserError(f"{shown}: {'not in this clone' if tracked else 'No such file or directory'}; {expected}")
+    if not path.exists() and path.with_name(f"{path.name}.dvc").exists():
+        raise UserError(f"{path}: not in this clone; `dvc pull` gets it from where it was pushed to")
+    if not (path.is_file() or path.is_dir()):
+        problem = "not a regular file" if path.exists() else "No such file or directory"
+        raise UserError(f"{path}: {problem}, expected {EXPECTED}")
     refuse_untracked(path)
     return None, path
 

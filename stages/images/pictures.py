@@ -76,9 +76,8 @@ def _to_rgb(file: Image.Image) -> tuple[Image.Image, list[str]]:
         values = np.asarray(picture, float)
         dark = ", nearly black: no value above 4095 of 65535, expected the full range"
         changes.append(f"16 bit made 8{dark if values.max() < 2**12 else ''}")
-        picture = Image.fromarray((values / 257).clip(0, 255).astype(np.uint8))
-    rgba = picture.convert("RGBA") if picture.has_transparency_data else None
-    if rgba and np.asarray(rgba)[..., 3].min() < 255:
+        picture = Image.fromarray((values / 257).astype(np.uint8))
+    if picture.has_transparency_data and np.asarray(rgba := picture.convert("RGBA"))[..., 3].min() < 255:
         changes.append("transparent, put on white")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), rgba)
     if picture.mode in ("1", "L"):
@@ -87,7 +86,7 @@ def _to_rgb(file: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def read_in_parallel(
-    paths: list[Path], size: tuple[int, int] | None, fit: Fit = "crop"
+    paths: list[Path], size: tuple[int, int] | None, fit: Fit
 ) -> Iterator[Picture | ValueError | OSError]:
     """Read pictures on all cores, showing progress; yields a `Picture` or its error, see `read_picture`, in order."""
 

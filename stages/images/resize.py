@@ -1,6 +1,5 @@
 """Bring images to one size and to the same channels."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +47,7 @@ def to_rgb(dataset: Dataset) -> Dataset:
     height, width, channels = dataset.splits["train"].x.shape[1:]
     if channels == 3:
         return dataset
-    return _map(dataset, functools.partial(np.repeat, repeats=3, axis=3), (height, width, 3), "grey made RGB")
+    return _map(dataset, lambda images: images.repeat(3, axis=3), (height, width, 3), "grey made RGB")
 
 
 def _map(

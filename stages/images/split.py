@@ -1,6 +1,7 @@
 """Split datasets into the source task and the target task, and each task into train, validation and test."""
 
 import zlib
+from collections.abc import Iterator
 from hashlib import blake2b
 
 import numpy as np
@@ -50,7 +51,7 @@ class _Images:
     def __init__(self, dataset: Dataset, labels: list[int], data: Data, seed: int, side: Side):
         self.dataset, self.data, self.seed, self.side = dataset, data, seed, side
         self.class_names = [dataset.class_names[label] for label in labels]
-        self.notes, self.warnings = list(dataset.notes), list(dataset.warnings)
+        self.notes, self.warnings = list(dataset.notes), list[str]()
         number = np.full(len(dataset.class_names), -1)
         number[labels] = np.arange(len(labels))
         parts = []
@@ -68,8 +69,7 @@ class _Images:
         equal, found = pd.factorize(self.table["hash"])
         if copies := len(equal) - len(found):
             self.notes.append(f"exact duplicates: {copies}")
-            several = self.table.groupby("hash")["y"].transform("nunique") > 1
-            self._warn_of_several_labels(self.table[several])
+            self._warn_of_several_labels()
         names, pattern = self.table["name"].astype(str), self.data.groups
         files = ~names.str.fullmatch(r"x_(train|test)\[\d+\]")  # not rows of arrays
         key = names.where(files).str.extract(pattern, expand=False) if pattern else names.map(self.dataset.groups)
@@ -82,14 +82,14 @@ class _Images:
         self.notes.append(f"groups, none of them in two splits: {len(keys)}")
         return pd.factorize(connected_components(edges)[1][equal])[0]
 
-    def _warn_of_several_labels(self, images: pd.DataFrame) -> None:
+    def _warn_of_several_labels(self) -> None:
+        images = self.table[self.table.groupby("hash")["y"].transform("nunique") > 1]
         labelled = images["name"].str.cat([short_repr(self.class_names[y]) for y in images["y"]], " is ")
-        pictures = labelled.groupby(images["hash"], sort=False).agg(" but ".join).tolist()
-        if not pictures:
-            return
+        pictures = labelled.groupby(images["hash"], sort=False).agg(" but ".join)
         more = f", and {len(pictures) - MAX_LISTED} more" if len(pictures) > MAX_LISTED else ""
-        listed = ", ".join(pictures[:MAX_LISTED])
-        self.warnings.append(f"pictures with several labels ({len(pictures)}): {listed}{more}")
+        if len(pictures):
+            listed = ", ".join(pictures[:MAX_LISTED])
+            self.warnings.append(f"pictures with several labels ({len(pictures)}): {listed}{more}")
 
     def assign_splits(self) -> None:
         """Hold out test and validation images where the dataset has no such split, and leave out what is in two."""
@@ -116,8 +116,7 @@ class _Images:
     def _hold_out(self, fraction: float) -> pd.Series:
         """Choose a fraction of the training images of each class, at least one and never all, in whole groups."""
         held: list[int] = []
-        for name, own in self._training_images():
-            order = self._permute(own["group"], name)
+        for name, own, order in self._training_images():
             if len(order) < 2:
                 problem = f"class {short_repr(name)} has {len(order)} different pictures"
                 raise UserError(f"{self.dataset.name}: {problem}, expected at least 2, one of them to hold out")
@@ -132,14 +131,15 @@ class _Images:
             held += fitting or [min(sizes, key=sizes.__getitem__)]
         return (self.table["split"] == "train") & self.table["group"].isin(held)
 
-    def _training_images(self) -> list[tuple[str, pd.DataFrame]]:
-        """List each class's name and training images."""
-        training = self.table[self.table["split"] == "train"]
-        return [(name, training[training["y"] == y]) for y, name in enumerate(self.class_names)]
+    def _training_images(self) -> Iterator[tuple[str, pd.DataFrame, np.ndarray]]:
+        """Yield each class's name, training images, and their groups, permuted.
 
-    def _permute(self, groups: pd.Series, name: str) -> np.ndarray:
-        """Permute a class's groups; the order depends on nothing but these, its name, and the seed."""
-        return np.random.default_rng([self.seed, zlib.crc32(name.encode())]).permutation(np.unique(groups))
+        The permutation depends on nothing but these groups, the name, and the seed.
+        """
+        training = self.table[self.table["split"] == "train"]
+        for y, name in enumerate(self.class_names):
+            own, random = training[training["y"] == y], np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+            yield name, own, random.permutation(np.unique(own["group"]))
 
     def make_task(self, one_dataset: bool) -> Task:
         """Make the task; ``source_per_class`` or ``target_per_class`` selects training images.
@@ -151,22 +151,20 @@ class _Images:
         tested = set(table["y"][table["split"] == "test"])
         if missing := [name for y, name in enumerate(self.class_names) if y not in tested]:
             raise SettingError(f"data.{self.side}_classes", missing, "classes with test images")
-        for y, (name, own) in enumerate(self._training_images()):
+        for y, (name, own, order) in enumerate(self._training_images()):
             if len(own) < (per_class or 1):
                 counts = table["split"][table["y"] == y].replace("", "left out").value_counts().to_dict()
                 expected = f"{per_class or 'some'} for training, but {short_repr(name)} has the images {counts}"
                 raise SettingError(key, per_class, expected)
-            order = self._permute(own["group"], name)
             place = own["group"].map(pd.Series(range(len(order)), order))
             selected.append(place.sort_values(kind="stable").index[:per_class])
         splits = {name: table[table["split"] == name] for name in SPLITS}
         if per_class:
             splits["train"] = table.loc[np.stack(selected, axis=1).ravel()]
         train, validation, test = map(self._make_split, splits.values())
-        said = tuple(self.notes), tuple(self.warnings)
-        name, fit = self.dataset.name, self.data.fit
+        said, dataset = (tuple(self.notes), tuple(self.warnings)), self.dataset
         parts = train, validation, test
-        return Task(name, self.class_names, *parts, *said, fit, one_dataset, self.dataset.resized)
+        return Task(dataset.name, self.class_names, *parts, *said, self.data.fit, one_dataset, dataset.resized)
 
     def _make_split(self, images: pd.DataFrame) -> Split:
         """Select images, which come from one split of the dataset."""

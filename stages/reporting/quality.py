@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from stages.predictions import probability_columns
-from stages.reporting.results import ModelResult, Results
-from stages.shared.arrays import BATCH_BYTES
+from stages.reporting.results import ModelResult, Results, is_correct
+from stages.shared.arrays import LazyArray
 from stages.shared.tasks import SPLITS, Task
 
 MAX_IMAGES = 100_000  # compared in pairs, a matter of seconds
@@ -28,10 +28,9 @@ def difference_hash(x: Any) -> np.ndarray:
     height, width, channels = x.shape[1:]
     rows, columns = _averages(height), np.repeat(_averages(width), channels, axis=1) / channels
     hashes = [np.empty((0, 2), np.uint64)]
-    size = max(1, BATCH_BYTES // (height * width * channels))
-    for start in range(0, len(x), size):
-        batch = x[start : start + size].reshape(-1, height, width * channels).astype(np.float32)
-        grey = np.round(rows @ (batch @ columns.T))  # whole numbers: areas of one colour are equal
+    for batch in LazyArray.of(x).batches():
+        lines = batch.reshape(-1, height, width * channels).astype(np.float32)
+        grey = np.round(rows @ (lines @ columns.T))  # whole numbers: areas of one colour are equal
         brighter = np.stack([grey[:, :-1, 1:] > grey[:, :-1, :-1], grey[:, 1:, :-1] > grey[:, :-1, :-1]], axis=1)
         hashes.append(np.packbits(brighter.reshape(len(batch), -1), axis=1).view(np.uint64))
     return np.concatenate(hashes)
@@ -51,14 +50,13 @@ def near_duplicates(task: Task) -> tuple[dict[str, Any], np.ndarray, pd.DataFram
     `SHOWN` pairs, the closest first, those across splits before others: columns image, label, split, other_image,
     other_label, other_split, bits. Returns None for more than `MAX_IMAGES` images, or if different ones look `ALIKE`.
     """
-    names = np.array(SPLITS[::-1])  # test images first, so that an image's partners across splits come after it
-    splits = [getattr(task, name) for name in names]
+    names = SPLITS[::-1]  # test images first, so that an image's partners across splits come after it
+    splits, classes = [getattr(task, name) for name in names], np.array(task.class_names)
     side = np.repeat(range(3), [len(split.y) for split in splits])
     if len(side) > MAX_IMAGES:
         return None
     first, second = np.concatenate([difference_hash(split.x) for split in splits]).T.copy()
-    labels, images = np.concatenate([split.y for split in splits]), np.concatenate([split.names for split in splits])
-    classes = np.array(task.class_names)[labels]
+    labels = np.concatenate([split.y for split in splits])
     pairs, other_labels, in_training = np.zeros((3, 3), int), 0, np.zeros(len(side), bool)
     closest = []  # the closest partner of each image
     for i in range(len(side)):
@@ -76,10 +74,11 @@ def near_duplicates(task: Task) -> tuple[dict[str, Any], np.ndarray, pd.DataFram
     named = {f"{names[i]}, {names[j]}": int(pairs[i, j]) for i, j in zip(*np.triu_indices(3), strict=True)}
     in_training = in_training[side == 0]
     counts = {"test_images": int(in_training.sum()), "pairs": named, "pairs_with_other_labels": other_labels}
+    images = pd.DataFrame({"image": np.concatenate([split.names for split in splits]), "label": classes[labels]})
+    images["split"] = np.array(names)[side]
     _, bits, one, other = np.array(sorted(closest)[:SHOWN], int).reshape(-1, 4).T
-    shown = {"image": images[one], "label": classes[one], "split": names[side[one]]}
-    shown |= {"other_image": images[other], "other_label": classes[other], "other_split": names[side[other]]}
-    return counts, in_training, pd.DataFrame(shown).assign(bits=bits)
+    left, right = (images.iloc[rows].reset_index(drop=True) for rows in (one, other))
+    return counts, in_training, left.join(right.add_prefix("other_")).assign(bits=bits)
 
 
 def unlikely_labels(result: ModelResult) -> pd.DataFrame:
@@ -90,9 +89,9 @@ def unlikely_labels(result: ModelResult) -> pd.DataFrame:
     """
     table = pd.concat([result.predictions, result.validation])  # without validation images it is None
     p = table[probability_columns(result.task.class_names)].to_numpy()
-    label = pd.Index(result.task.class_names).get_indexer(pd.Index(table["actual"]))
-    table = table[["image", "actual", "predicted", "probability"]].assign(label_probability=p[np.arange(len(p)), label])
-    wrong = table[table["actual"] != table["predicted"]]
+    labels = np.concatenate([result.task.test.y, result.task.validation.y])
+    table = table[["image", "actual", "predicted", "probability"]].assign(label_probability=p[range(len(p)), labels])
+    wrong = table[~is_correct(table)]
     return wrong.sort_values("label_probability", kind="stable").head(SHOWN)
 
 

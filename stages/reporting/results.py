@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +17,6 @@ from stages.shared.tasks import Split, Task, read_task
 MANY = 30  # classes; of more, figures and tables show some
 MAX_PAIRS = 15  # of confused classes, shown of many
 WANTED = 0.95  # accuracy of the answers that a threshold is chosen for
-SUMMARY = {
-    "stage": "Model Name",
-    "trainable_parameters": "Number of Trainable Parameters",
-    "minutes": "Training Time (min)",
-    "train_accuracy": "Train Accuracy",
-    "test_accuracy": "Test Accuracy",
-}
 
 
 def hardest(tables: Iterable[pd.DataFrame]) -> list[str]:
@@ -79,14 +71,6 @@ class ModelResult:
         """Return the table of the reliability diagram, see `reliability_table`."""
         return statistics.reliability_table(self.predictions["probability"], self.correct)
 
-    @cached_property
-    def selective(self) -> dict[str, Any]:
-        """Test the threshold that `WANTED` accuracy needs on validation images, or if there are none on the test's."""
-        chosen_on = self.predictions if self.validation is None else self.validation
-        curve = accuracy_by_threshold(chosen_on["probability"].to_numpy(), is_correct(chosen_on))
-        threshold = lowest_threshold(curve, WANTED)
-        return statistics.answers_above(threshold, self.predictions["probability"], self.correct)
-
     @property
     def microseconds(self) -> float | None:
         """Return the training time per image and epoch; None after no epochs."""
@@ -122,6 +106,9 @@ class ModelResult:
         """Return the model's entry in ``details.json``: everything that is no metric of DVC's."""
         classes, labels = self.per_class, self.task.test.y
         p = self.predictions[probability_columns(self.task.class_names)].to_numpy()
+        chosen_on = self.predictions if self.validation is None else self.validation
+        curve = accuracy_by_threshold(chosen_on["probability"].to_numpy(), is_correct(chosen_on))
+        threshold = lowest_threshold(curve, WANTED)
         return {
             "test_accuracy_interval": statistics.accuracy_interval(self.correct),
             **{f"top_{k}_accuracy": statistics.top_k_accuracy(p, labels, k) for k in (2, 5) if k < len(classes)},
@@ -130,7 +117,7 @@ class ModelResult:
             "macro_f1": float(classes["f1"].mean()),
             "mean_confidence": float(self.predictions["probability"].mean()),
             "calibration_error": statistics.calibration_error(self.reliability),
-            "selective": self.selective,
+            "selective": statistics.answers_above(threshold, self.predictions["probability"], self.correct),
             "kept_epoch": self.kept_epoch,
             "validation_accuracy": None if self.validation is None else float(is_correct(self.validation).mean()),
             "train_seconds": self.train_seconds,
@@ -164,15 +151,22 @@ class Results:
     @property
     def summary(self) -> pd.DataFrame:
         """Make the notebook's table, with its column names."""
-        rows = [{"stage": r.stage, "minutes": round(r.train_seconds / 60, 2)} | r.metrics for r in self.all]
-        return pd.DataFrame(rows)[list(SUMMARY)].rename(columns=SUMMARY)
+        metrics = pd.DataFrame([r.metrics for r in self.all])
+        columns = {
+            "Model Name": [r.stage for r in self.all],
+            "Number of Trainable Parameters": metrics["trainable_parameters"],
+            "Training Time (min)": [round(r.train_seconds / 60, 2) for r in self.all],
+            "Train Accuracy": metrics["train_accuracy"],
+            "Test Accuracy": metrics["test_accuracy"],
+        }
+        return pd.DataFrame(columns)
 
     @property
     def on_the_notebooks_images(self) -> bool:
         """Return whether the tasks are the notebook's: its classes of CIFAR-10, with all their images."""
         tasks = [self.source.task, self.tuned[0].task]
-        all_images = all(task.counts == notebook.COUNTS for task in tasks)
-        return all_images and [task.class_names for task in tasks] == notebook.CLASSES
+        found = [(task.class_names, task.counts) for task in tasks]
+        return found == [(names, notebook.COUNTS) for names in notebook.CLASSES]
 
 
 def read_results(source: str, tuned: list[str]) -> Results:
