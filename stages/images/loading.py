@@ -90,7 +90,7 @@ def load(path: Path, data: Data, sides: tuple[Side, ...], size: tuple[int, int] 
     """
     pointer, found = find(path)
     if found.is_dir():
-        return replace(read_folder(found, size, data, sides), name=path.name)
+        return read_folder(found, size, data, sides)
     if pointer:
         dataset = replace(READERS[pointer.format](found, pointer.class_names), name=pointer.name)
     else:

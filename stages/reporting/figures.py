@@ -1,6 +1,5 @@
 """Draw the report's figures."""
 
-import io
 from itertools import count, cycle
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from stages.predictions import accuracy_by_threshold
 from stages.reporting.results import MANY, ModelResult, hardest
-from stages.shared.files import write_atomic
+from stages.shared.files import atomic_file
 
 mpl.use("agg")
 mpl.rcParams["text.parse_math"] = False  # a class may be called US$
@@ -25,9 +24,8 @@ MIN_LOSS = 1e-3  # drawn; smaller differences do not matter
 
 def save(figure: Figure, path: Path) -> None:
     """Save a figure as PNG; equal figures make equal files."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    write_atomic(path, content.getbuffer())
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 

@@ -27,6 +27,13 @@ def escape_markdown(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~&$!])", r"\\\1", str(text))
 
 
+TEMPLATES = Environment(
+    loader=PackageLoader("stages.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    keep_trailing_newline=True, autoescape=select_autoescape(["html"]),  # Markdown has `plain`
+)  # fmt: skip
+TEMPLATES.filters |= {"plain": escape_markdown, "json": functools.partial(json.dumps, ensure_ascii=False)}
+
+
 def imbalance(task: Task) -> list[tuple[str, int]]:
     """Find the classes with the most and the fewest training images, if they differ by more than `IMBALANCED`."""
     counts = np.bincount(task.train.y, minlength=len(task.class_names))
@@ -50,8 +57,11 @@ def compare(first: ModelResult, second: ModelResult, level: float, params: Setti
     return {"first": first, "second": second, "test": test, "better": None} | (significant if test.p < level else {})
 
 
-def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
-    """Collect the template's variables."""
+def render_markdown(results: Results, params: Settings, checked: dict, private: bool = False) -> str:
+    """Render the whole report as Markdown; without images and names of pictures unless `private`: Git gets it.
+
+    `checked`: see `quality.check`.
+    """
     pairs = list(itertools.combinations(results.tuned, 2))
     level = LEVEL / max(len(pairs), 1)  # Bonferroni
     defaults = Settings().by_key()
@@ -59,7 +69,8 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
     for r in results.all:
         described = ", ".join(f"{key} {value}" for key, value in r.record["environment"].items())
         environments.setdefault(described, []).append(r.stage)
-    return {
+    variables = {
+        "private": private,
         "source": results.source,
         "tuned": results.tuned,
         "params": params,
@@ -67,6 +78,7 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
         "notebook": notebook,
         "many": MANY,
         "wanted": WANTED,
+        "checked": checked,
         "quality": quality,
         "hardest": hardest,
         "imbalance": imbalance,
@@ -76,24 +88,7 @@ def collect_variables(results: Results, params: Settings) -> dict[str, Any]:
         "changed": {key: value for key, value in params.by_key().items() if defaults.get(key) != value},
         "environments": environments,
     }
-
-
-def _fill(template: str, values: dict[str, Any]) -> str:
-    """Render a template of ``templates/``."""
-    environment = Environment(
-        loader=PackageLoader("stages.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=select_autoescape(["html"]),  # Markdown has `plain`
-    )  # fmt: skip
-    environment.filters |= {"plain": escape_markdown, "json": functools.partial(json.dumps, ensure_ascii=False)}
-    return environment.get_template(template).render(values)
-
-
-def render_markdown(results: Results, params: Settings, checked: dict, private: bool = False) -> str:
-    """Render the whole report as Markdown; without images and names of pictures unless `private`: Git gets it.
-
-    `checked`: see `quality.check`.
-    """
-    return _fill("report.md", collect_variables(results, params) | {"checked": checked, "private": private})
+    return TEMPLATES.get_template("report.md").render(variables)
 
 
 def render_html(results: Results, params: Settings, checked: dict) -> str:
@@ -116,7 +111,8 @@ def render_html(results: Results, params: Settings, checked: dict) -> str:
     parts = (tokens[:curves], tokens[curves:section], tokens[section:])
     answer, overview, rest = (parser.renderer.render(part, parser.options, {}) for part in parts)
     variables = {"dataset": results.source.task.dataset, "models": results.all, "sections": sections, "answer": answer}
-    return _fill("report.html", variables | {"overview": _interactive(overview), "rest": _interactive(rest)})
+    variables |= {"overview": _interactive(overview), "rest": _interactive(rest)}
+    return TEMPLATES.get_template("report.html").render(variables)
 
 
 def _interactive(html: str) -> str:
