@@ -30,7 +30,7 @@ def main() -> None:
     results = read_results("pretrain", list(params.finetune_stages))
     write_figures(results)
     checked = quality.check(results)
-    metrics, details = ({r.stage: getattr(r, name) for r in results.all} for name in ("metrics", "details"))
+    metrics, details = {r.stage: r.metrics for r in results.all}, {r.stage: r.details for r in results.all}
     details["data"] = {side: found["details"] for side, found in checked.items()}
     for name, values in (("metrics", metrics), ("details", details)):
         write_atomic(REPORTS / f"{name}.json", (json.dumps(values, indent=2) + "\n").encode())

@@ -89,7 +89,7 @@ def per_class(panels: list[list[ModelResult]]) -> Figure:
     colors = cycle(COLORS)
     for ax, models in zip(axes[0], panels, strict=True):
         width = 0.8 / len(models)
-        shown, classes = hardest(r.per_class for r in models), models[0].task.class_names
+        shown, classes = hardest(models), models[0].task.class_names
         if len(shown) < len(classes):
             ax.set_title(f"the {len(shown)} hardest of {len(classes)} classes")
         for i, r in enumerate(models):

@@ -1,6 +1,5 @@
 """Read the outputs of the training stages, and compute their metrics."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,15 +16,6 @@ from stages.shared.tasks import Split, Task, read_task
 MANY = 30  # classes; of more, figures and tables show some
 MAX_PAIRS = 15  # of confused classes, shown of many
 WANTED = 0.95  # accuracy of the answers that a threshold is chosen for
-
-
-def hardest(tables: Iterable[pd.DataFrame]) -> list[str]:
-    """Select the classes to show of `per_class` tables with the same classes, by their mean recall.
-
-    All of them, or of more than `MANY` those with the lowest, lowest first.
-    """
-    by_class = pd.concat(tables).groupby(level=0, sort=False)["recall"].mean()
-    return list(by_class.index if len(by_class) <= MANY else by_class.nsmallest(MANY).index)
 
 
 def is_correct(predictions: pd.DataFrame) -> np.ndarray:
@@ -134,6 +124,15 @@ class ModelResult:
         wrong = self.predictions[~self.correct]
         pairs = wrong.groupby(["actual", "predicted"], as_index=False).size()
         return pairs.rename(columns={"size": "count"}).nlargest(MAX_PAIRS, "count")
+
+
+def hardest(models: list[ModelResult]) -> list[str]:
+    """Select the classes to show of models with the same classes.
+
+    All of them, or of more than `MANY` those with the lowest mean recall, lowest first.
+    """
+    recall = pd.concat(r.per_class["recall"] for r in models).groupby(level=0, sort=False).mean()
+    return list(recall.index if len(recall) <= MANY else recall.nsmallest(MANY).index)
 
 
 @dataclass(frozen=True)
