@@ -27,8 +27,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from stages.images.listing import list_files, list_pictures
-from stages.images.pictures import Picture, read_in_parallel
-from stages.images.resize import HOW
+from stages.images.pictures import HOW, Picture, read_in_parallel
 from stages.predictions import FORMAT, lowest_threshold, probability_columns
 from stages.reporting.statistics import accuracy_interval
 from stages.shared.errors import UserError, one_line, short_repr

@@ -1,12 +1,15 @@
 """A dataset of images and labels, and the validation of the arrays it is made of."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from stages.images.classes import check_class_names
+from stages.images.pictures import HOW, Fit, resize
 from stages.shared.arrays import LazyArray
 from stages.shared.errors import UserError, short_repr
 from stages.shared.npz import Header, read_npz
@@ -30,6 +33,11 @@ class Dataset:
     notes: tuple[str, ...] = ()
     groups: dict[str, str] = field(default_factory=dict)
     resized: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), np.uint8))
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, int, int], note: str) -> "Dataset":
+        """Apply a function to all images, which makes images of `shape`, (H, W, C)."""
+        splits = {name: replace(split, x=split.x.map(function, shape)) for name, split in self.splits.items()}
+        return replace(self, splits=splits, notes=(*self.notes, note))
 
 
 def read_dataset(path: Path, class_names: list[str] | None = None) -> Dataset:
@@ -93,3 +101,27 @@ def _class_names(path: Path, names: np.ndarray | None, largest: int) -> list[str
     if largest >= len(texts):
         raise UserError(f"{path}: label {largest}, expected less than the number of class_names, {len(texts)}")
     return texts
+
+
+def resize_dataset(path: Path, dataset: Dataset, size: tuple[int, int], fit: Fit) -> Dataset:
+    """Resize all images to (H, W); raises `UserError` unless they have 1, 3 or 4 channels."""
+    _, *old, channels = dataset.splits["train"].x.shape
+    if tuple(old) == size:
+        return dataset
+    if channels not in (1, 3, 4):
+        raise UserError(f"{path}: images of {channels} channels, expected 1, 3 or 4 to resize them: data.image_size")
+
+    def resize_all(images: np.ndarray) -> np.ndarray:
+        pictures = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in images)
+        return np.stack([np.asarray(resize(picture, size, fit)).reshape(*size, channels) for picture in pictures])
+
+    note = f"resized from {old[1]}x{old[0]} to {size[1]}x{size[0]} pixels: {HOW[fit]}"
+    return dataset.map(resize_all, (*size, channels), note)
+
+
+def to_rgb(dataset: Dataset) -> Dataset:
+    """Convert grey images to RGB."""
+    height, width, channels = dataset.splits["train"].x.shape[1:]
+    if channels == 3:
+        return dataset
+    return dataset.map(lambda images: images.repeat(3, axis=3), (height, width, 3), "grey made RGB")

@@ -11,9 +11,8 @@ from pydantic import AfterValidator, Field
 from stages.download import Pointer, fetch
 from stages.images.cifar10 import read_cifar10
 from stages.images.classes import check_class_names, choose_classes
-from stages.images.dataset import Dataset, read_dataset
+from stages.images.dataset import Dataset, read_dataset, resize_dataset, to_rgb
 from stages.images.folders import read_folder
-from stages.images.resize import resize_dataset, to_rgb
 from stages.settings import Data
 from stages.shared.errors import SettingError, UserError
 from stages.shared.inputs import refuse_untracked

@@ -1,18 +1,17 @@
-"""Decode pictures: any common format, upright, as RGB."""
+"""Decode and resize pictures: any common format, upright, as RGB."""
 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pi_heif
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from stages.images.resize import Fit, resize
 from stages.shared.errors import one_line
 from stages.shared.machine import memory_limit
 
@@ -22,6 +21,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF", "BMP", "TIFF")
 BYTES = 12  # of memory for each pixel, while a transparent picture is put on white
 LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time
 _one_large = threading.Lock()
+Fit = Literal["crop", "pad", "stretch"]
+HOW: dict[Fit, str] = {
+    "crop": "shorter side, then centre cropped",
+    "pad": "longer side, then padded",
+    "stretch": "stretched",
+}
 
 
 class Picture(NamedTuple):
@@ -59,6 +64,13 @@ def read_picture(path: Path, size: tuple[int, int] | None, fit: Fit = "crop") ->
         if isinstance(error, MemoryError) or getattr(error, "errno", None):  # the system's, no property of the picture
             raise
         raise ValueError(one_line(error)) from None
+
+
+def resize(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """Resize a picture to the size (H, W), see `HOW`."""
+    if fit == "stretch":
+        return picture.resize(size[::-1], Image.Resampling.BICUBIC)
+    return {"crop": ImageOps.fit, "pad": ImageOps.pad}[fit](picture, size[::-1], Image.Resampling.BICUBIC)
 
 
 def _to_rgb(file: Image.Image) -> tuple[Image.Image, list[str]]:

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from stages.images import pictures
-from stages.images.pictures import read_picture
-from stages.images.resize import resize
+from stages.images.pictures import read_picture, resize
 
 RED, GREEN, WHITE = (204, 0, 0), (0, 204, 0), (255, 255, 255)  # colours of the standard palette
 
