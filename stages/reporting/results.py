@@ -150,15 +150,16 @@ class Results:
     @property
     def summary(self) -> pd.DataFrame:
         """Make the notebook's table, with its column names."""
-        metrics = pd.DataFrame([r.metrics for r in self.all])
-        columns = {
-            "Model Name": [r.stage for r in self.all],
-            "Number of Trainable Parameters": metrics["trainable_parameters"],
-            "Training Time (min)": [round(r.train_seconds / 60, 2) for r in self.all],
-            "Train Accuracy": metrics["train_accuracy"],
-            "Test Accuracy": metrics["test_accuracy"],
-        }
-        return pd.DataFrame(columns)
+        return pd.DataFrame(
+            {
+                "Model Name": r.stage,
+                "Number of Trainable Parameters": r.metrics["trainable_parameters"],
+                "Training Time (min)": round(r.train_seconds / 60, 2),
+                "Train Accuracy": r.metrics["train_accuracy"],
+                "Test Accuracy": r.metrics["test_accuracy"],
+            }
+            for r in self.all
+        )
 
     @property
     def on_the_notebooks_images(self) -> bool:
