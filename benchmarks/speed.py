@@ -58,13 +58,7 @@ class Round:
 
     def run_recipe(self, name: str, command: list[str], data: Path, parent: Path) -> Path:
         """Run a DVC command in a fresh clone with this round's seed; returns the clone."""
-        clone = parent / name
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        params = yaml.safe_load((clone / "params.yaml").read_text()) | {"seed": self.seed}
-        params["data"]["path"] = str(data)
-        for stage in ("finetune_output", "finetune_fc"):
-            params[stage]["control"] = False  # the notebook has none
-        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        clone = clone_with({"seed": self.seed, "data.path": str(data)}, parent / name)
         self.run(f"{name}, end to end", [*DVC, *command], clone)
         self.metrics[name] = json.loads((clone / "reports/metrics.json").read_text())
         for stage, metrics in self.metrics[name].items():
@@ -89,6 +83,18 @@ class Round:
             self.run_recipe(f"{name} recipe", ["exp", "run", *recipe.split()], data, parent)
 
 
+def clone_with(settings: dict[str, object], clone: Path) -> Path:
+    """Clone the last commit and change settings there, by dotted name; the controls are off. Returns the clone."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    no_controls = {"finetune_output.control": False, "finetune_fc.control": False}  # others have none
+    for name, value in (settings | no_controls).items():
+        section, _, leaf = name.rpartition(".")
+        (params[section] if section else params)[leaf] = value
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return clone
+
+
 def provenance() -> dict[str, str]:
     """Return the commit, machine and software that the measurements depend on."""
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
@@ -99,12 +105,12 @@ def provenance() -> dict[str, str]:
     }
 
 
-def ratios(seconds: pd.DataFrame) -> pd.DataFrame:
-    """Divide each run's seconds by the notebook's of the same round: those of the same stage, or else of all."""
-    names = [name for name in seconds if not name.startswith(NOTEBOOK)]
-    reference = pd.DataFrame({name: seconds.get(f"{NOTEBOOK}: {name}", seconds[NOTEBOOK]) for name in names})
+def ratios(seconds: pd.DataFrame, other: str = NOTEBOOK) -> pd.DataFrame:
+    """Divide each run's seconds by the other's of the same round: those of the same part, or else of all."""
+    names = [name for name in seconds if not name.startswith(other)]
+    reference = pd.DataFrame({name: seconds.get(f"{other}: {name}", seconds[other]) for name in names})
     ratio = seconds[names] / reference
-    table = {"seconds": seconds[names].median(), NOTEBOOK: reference.where(ratio.notna()).median()}
+    table = {"seconds": seconds[names].median(), other: reference.where(ratio.notna()).median()}
     table |= {f"ratio: {how}": ratio.agg(how) for how in ("min", "median", "max")}
     return pd.DataFrame(table).rename_axis("run")
 
