@@ -1,5 +1,6 @@
 """Train a model on a task."""
 
+import gc
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -58,6 +59,7 @@ def fit(
     # Train the head on the features, or all of the model on the images. Both share their layers with `model`.
     if body is not None and cached:
         network = head
+        gc.collect()  # frees the features of the training before, which Keras's objects hold in a cycle
         train, curve = (replace(split, x=feature_cache.compute(body, split.x)) for split in (train, curve))
     else:
         network = with_augmentation(model, recipe.augment)

@@ -1,8 +1,10 @@
 """Training: feature cache, early stopping, class weights, schedule, augmentation, order of images."""
 
+import mmap
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -54,6 +56,20 @@ def test_training_on_cached_features_gives_the_same_model(
     assert np.allclose(*curves, atol=5e-4)
     assert all(np.allclose(*arrays, atol=1e-4) for arrays in zip(*weights, strict=True))
     pd.testing.assert_frame_equal(pd.read_csv("reports/pretrain/history.csv"), curves[1])  # written while it trained
+
+
+def test_features_of_a_training_are_freed_before_the_next(params, tasks, train, monkeypatch):
+    caches = []
+
+    class Watched(mmap.mmap):
+        def __init__(self, *given):
+            caches.append(weakref.ref(self))
+
+    monkeypatch.setattr(mmap, "mmap", Watched)
+    for _ in range(2):  # as a fine-tuning and its control
+        train(params(), tasks["target"], ["output"])
+    assert [cache() for cache in caches[:2]] == [None, None]
+    assert len(caches) == 4  # training and test images
 
 
 @pytest.mark.parametrize(("patience", "stops"), [(2, True), (50, False)])
