@@ -63,13 +63,13 @@ def is_ignored(path: Path) -> bool:
 
 def refuse_untracked(path: Path) -> None:
     """Raise `UserError` if Git neither tracks nor ignores the file, or one in the folder, or trusts no such clone."""
-    command = ["git", "ls-files", "--others", "--exclude-standard", "--", str(path)]
+    command = ["git", "ls-files", "-z", "--others", "--exclude-standard", "--", str(path)]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, errors="surrogateescape", check=False)
     except (OSError, ValueError):  # no Git, or no valid file name
         return
     if "safe.directory" in result.stderr:  # another user's clone
         raise UserError(f"{path}: Git says: {one_line(result.stderr)}")
-    if found := result.stdout.partition("\n")[0]:
+    if found := result.stdout.partition("\0")[0]:
         problem = f"{found}: not under version control, and an experiment would put it into Git"
         raise UserError(f"{problem}: `dvc add {quote(str(path))}`, or `git add {quote(found)}` if Git has the others")

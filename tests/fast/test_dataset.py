@@ -88,11 +88,12 @@ def test_path_without_a_regular_file_is_refused_with_what_was_expected(tmp_path,
 def test_file_that_an_experiment_would_commit_is_refused(tmp_path, monkeypatch):
     (tmp_path / "repository").mkdir()
     monkeypatch.chdir(tmp_path / "repository")
-    for name in ("untracked.npz", "tracked.npz", "ignored.npz", "../outside.npz"):
+    for name in ("Käse.npz", "tracked.npz", "ignored.npz", "../outside.npz"):
         np.savez(name, **ARRAYS)
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run(["git", "add", "tracked.npz"], check=True)
     Path(".gitignore").write_text("/ignored.npz\n")  # as `dvc add` does
-    assert "would put it into Git: `dvc add untracked.npz`, or `git" in refusal(Path("untracked.npz"), read=find)
+    advice = "`dvc add 'Käse.npz'`, or `git add 'Käse.npz'` if Git has the others"
+    assert refusal(Path("Käse.npz"), read=find).endswith(advice)
     for name in ("tracked.npz", "ignored.npz", "../outside.npz"):
         find(Path(name))
