@@ -10,15 +10,13 @@ import pytest
 from archives import CLASS_NAMES, IMAGES, LABELS, arrays_of, batch_pickle, call, cifar_archive, refusal
 from stages.images.cifar10 import read_cifar10
 
-GOOD = cifar_archive()
-
 
 def refused(folder: Path, content: bytes) -> str:
     return refusal(folder / "a.tar.gz", content, lambda path: read_cifar10(path, CLASS_NAMES))
 
 
 def test_archive_is_read_pixel_by_pixel(tmp_path):
-    (tmp_path / "a.tar.gz").write_bytes(GOOD)
+    (tmp_path / "a.tar.gz").write_bytes(cifar_archive())
     dataset = read_cifar10(tmp_path / "a.tar.gz", CLASS_NAMES)
     arrays = [np.concatenate(IMAGES[:5]), np.concatenate(LABELS[:5]), IMAGES[5], LABELS[5]]
     assert all(map(np.array_equal, arrays_of(dataset).values(), arrays))
@@ -38,19 +36,11 @@ def test_pickle_that_calls_a_function_is_refused_before_the_call(tmp_path, monke
     assert Path("trap").exists()  # the trap works
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
+def test_archive_of_another_layout_is_refused(tmp_path):
+    objects = batch_pickle(2, data=np.zeros((4, 3072), object))
+    for content, problem in (
         (b"<html>not found</html>", "not a CIFAR-10 archive: ReadError"),
-        (GOOD[: len(GOOD) // 2], "not a CIFAR-10 archive: EOFError"),
         (cifar_archive(data_batch_3=None), "not a CIFAR-10 archive: KeyError: 'data_batch_3'"),
-        ({"data": np.zeros((4, 1024), np.uint8)}, "not a CIFAR-10 archive: ValueError: "),
-        ({"data": np.zeros((4, 3072), object)}, "x_train: was object (20, 32, 32, 3), expected uint8 images"),
-        ({"labels": [10] * 4}, "label 10, expected less than the number of class_names, 10"),
-    ],
-    ids=["page", "truncated", "lacks a batch", "small images", "objects", "large label"],
-)
-def test_archive_of_another_layout_is_refused(tmp_path, content, problem):
-    if isinstance(content, dict):
-        content = cifar_archive(data_batch_3=batch_pickle(2, **content))
-    assert refused(tmp_path, content).startswith(problem)
+        (cifar_archive(data_batch_3=objects), "x_train: was object (20, 32, 32, 3), expected uint8 images"),
+    ):
+        assert refused(tmp_path, content).startswith(problem)

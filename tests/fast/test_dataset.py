@@ -50,7 +50,6 @@ def test_missing_array_is_refused_and_the_existing_ones_are_listed(path):
     ("key", "array", "problem"),
     [
         ("x_train", ARRAYS["x_train"] / 255, "x_train: was float64 (6, 5, 4, 3), expected uint8"),
-        ("x_train", ARRAYS["x_train"].reshape(TRAIN, -1), "x_train: was uint8 (6, 60), expected uint8 images (N, H"),
         ("x_train", np.zeros((TRAIN, 3, 6, 5), "u1"), "x_train: was (6, 3, 6, 5), channels first; expected (N, H"),
         ("x_test", ARRAYS["x_test"][..., 0], "x_test: images (5, 4, 1), expected (5, 4, 3) as in x_train"),
         ("y_train", ARRAYS["y_train"][:-1], "y_train: was int64 (5,), expected whole numbers (6,)"),
@@ -59,7 +58,6 @@ def test_missing_array_is_refused_and_the_existing_ones_are_listed(path):
         ("y_test", ARRAYS["y_test"] + 1, "label 3, expected less than the number of class_names, 3"),
         ("class_names", np.array(["ant", "bee", "ant"]), "class_names: was ['ant', 'bee', 'ant'], expected different"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_invalid_array_is_refused(path, key, array, problem):
     np.savez(path, **ARRAYS | {key: array})

@@ -64,7 +64,6 @@ NAMES = HEADER | {"descr": "<U0", "shape": (20_000_000,)}  # of no bytes
         (lambda: black(HARMLESS_BYTES // 10**6 + 1, 1000, 1000), "expected images, not a zip bomb"),
         (lambda: black(100, 1000, 1000), "x_test: images (5, 4, 3), expected (1000, 1000, 1)"),  # x_train was read
         (lambda: black(100, 1000, 1000).replace(SIZE, b"\0\0\1\0"), "x_train: header says"),
-        (lambda: with_header(HEADER | {"shape": (10**6, 32, 32, 3)}), "x_train: header says"),
         (lambda: with_header(HEADER | {"shape": (2**61 + 45, 8)}), "x_train: header says"),  # 360 in 64 bits
         (lambda: with_header(HEADER | {"shape": (-6, -5, 4, 3)}), "x_train: header says"),
         (lambda: with_header("(" * 5000), "x_train: "),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stages.images import pictures
-from stages.images.pictures import read_picture, resize
+from stages.images.pictures import read_picture
 
 RED, GREEN, WHITE = (204, 0, 0), (0, 204, 0), (255, 255, 255)  # colours of the standard palette
 
@@ -36,9 +36,7 @@ DAMAGED = b"\0\x08\0\x02\x01\x12\0\x03"  # EXIF
 @pytest.mark.parametrize(
     ("picture", "name", "options", "left", "right", "changes"),
     [
-        (TWO, "a.png", {}, RED, GREEN, ()),
         (TWO, "a.JPEG", {"quality": 95}, RED, GREEN, ()),
-        (TWO, "a.webp", {"lossless": True}, RED, GREEN, ()),
         (TWO.convert("CMYK"), "a.tiff", {}, RED, GREEN, ()),
         (TWO, "a.gif", {"save_all": True, "append_images": [two_colours(WHITE, WHITE)]}, RED, GREEN, ()),
         (TWO.convert("P"), "a.png", {}, RED, GREEN, ()),
@@ -61,16 +59,6 @@ def test_every_format_is_read_upright_as_rgb(tmp_path, picture, name, options, l
         assert np.abs(pixels[10, column].astype(int) - colour).max() <= 12  # JPEG, palettes
 
 
-def test_shorter_side_is_resized_and_the_centre_cropped(tmp_path):
-    picture = two_colours(RED, GREEN, (3000, 2000))
-    picture.paste(WHITE, (0, 0, 400, 2000))  # left of the centre
-    picture.save(tmp_path / "a.jpg")
-    pixels = read_picture(tmp_path / "a.jpg", (32, 32)).pixels
-    assert pixels.shape == (32, 32, 3)
-    assert np.abs(pixels[:, :14].astype(int) - RED).max() <= 15
-    assert np.abs(pixels[:, -14:].astype(int) - GREEN).max() <= 15
-
-
 # `TURNED` with `EXIF`, as pillow-heif 1.8 writes it, which is no dependency: it encodes with the GPL's x265.
 HEIC = (
     "c-muNV30{GsVvAy%}izhg51nBLl8SRGck>Uf$?~5YDppk1Sn>t<P<^K3<a6VB@Af5Br_);Y>0~k0}}%yh{gCCLIXhnPz(r|tl=UmKx~njnU@CU"
@@ -89,12 +77,15 @@ def test_heic_as_phones_write_it_is_read_upright(tmp_path):
     assert np.abs(pixels[10, [5, 35]].astype(int) - [RED, GREEN]).max() <= 12
 
 
-@pytest.mark.parametrize(("fit", "row"), [("crop", 10), ("pad", 10), ("stretch", 10)])
-def test_picture_that_is_not_square_is_cropped_padded_or_stretched(fit, row):
-    pixels = np.asarray(resize(TWO, (20, 20), fit))
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_picture_that_is_not_square_is_cropped_padded_or_stretched(tmp_path, fit):
+    picture = two_colours(RED, GREEN, (400, 200))
+    picture.paste(WHITE, (0, 0, 99, 200))  # left of the centre
+    picture.save(tmp_path / "a.jpg", quality=95)
+    pixels = read_picture(tmp_path / "a.jpg", (20, 20), fit).pixels.astype(int)
     assert pixels.shape == (20, 20, 3)
-    assert (pixels[0] == 0).all() == (fit == "pad")
-    assert np.abs(pixels[row, [3, 16]].astype(int) - [RED, GREEN]).max() <= 8
+    assert (np.abs(pixels[0]).max() <= 8) == (fit == "pad")
+    assert np.abs(pixels[10, [1, 16]] - [RED if fit == "crop" else WHITE, GREEN]).max() <= 12
 
 
 def test_picture_too_large_for_memory_is_refused_by_its_header_without_a_warning(tmp_path, monkeypatch):

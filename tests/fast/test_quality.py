@@ -23,11 +23,8 @@ def test_copies_are_found_across_splits_first_and_other_photos_are_not():
     task = make_task(["ant", "bee", "cow"], train=len(train), test=len(test))
     task = replace(task, **{name: replace(getattr(task, name), x=x) for name, x in (("train", train), ("test", test))})
     counts, in_training, closest = quality.near_duplicates(task)
-    assert {splits: n for splits, n in counts["pairs"].items() if n} == {
-        "test, test": 1,
-        "test, train": 2,
-        "train, train": 1,
-    }
+    pairs = {splits: n for splits, n in counts["pairs"].items() if n}
+    assert pairs == {"test, test": 1, "test, train": 2, "train, train": 1}
     assert (counts["test_images"], in_training.tolist()) == (2, [True, True, False, False])
     assert counts["pairs_with_other_labels"] == 2  # labels go by row
     assert (closest["split"] + closest["other_split"]).tolist() == [*["testtrain"] * 2, "testtest", "traintrain"]
@@ -53,6 +50,5 @@ def test_unlikely_labels_are_those_of_wrong_predictions_on_held_out_images_the_l
 
 
 def test_small_classes_are_counted():
-    task = make_task(["ant", "bee"], train=40, test=20)
-    assert quality.small_classes(task) == {}
+    assert quality.small_classes(make_task(["ant", "bee"], train=40, test=20)) == {}
     assert quality.small_classes(make_task(["ant", "bee"], train=40, test=19)) == {"bee": {"train": 20, "test": 9}}
