@@ -10,6 +10,7 @@ import pytest
 
 from stage_outputs import SOURCE, STAGES, TARGET, UNTRAINED, make_results, make_task, write
 from stages import report
+from stages.predictions import accuracy_by_threshold, lowest_threshold
 from stages.reporting import notebook, page, quality
 from stages.settings import Model, Settings
 from stages.shared.tasks import Split, write_task
@@ -40,9 +41,8 @@ def test_early_stopping_reports_the_epoch_whose_weights_were_kept():
     results.source.history.insert(1, "kept", [0.0, 1.0, 0.0])
     assert "`pretrain` trained for 3 epochs and kept the weights of epoch 2," in rendered(results)
     values = results.source.metrics | results.source.details
-    assert [values[key] for key in ("kept_epoch", "train_accuracy", "validation_accuracy")] == [
-        2, pytest.approx(0.601), 4 / 6,
-    ]  # fmt: skip
+    found = [values[key] for key in ("kept_epoch", "train_accuracy", "validation_accuracy")]
+    assert found == pytest.approx([2, 0.601, 4 / 6])
 
 
 def first_sentence(results, params: Settings | None = None) -> str:
@@ -120,20 +120,17 @@ def test_notebooks_results_are_shown_for_its_own_images_only(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("wrong", "conclusion", "evidence"),
     [
-        (
-            (25, 20),
-            "`{0}` and `{1}`: **no significant difference**: 58.3% against 66.7%",
-            "0; only `{1}`: 5 (p = 0.062)",
-        ),
-        ((26, 20), "**`{1}` is better than `{0}`**: 66.7% against 56.7%", "0; only `{1}`: 6 (p = 0.031)"),
-        ((20, 26), "**`{0}` is better than `{1}`**: 66.7% against 56.7%", "6; only `{1}`: 0 (p = 0.031)"),
+        ((25, 20), "`{0}` and `{1}`: **no significant difference**: 58.3% against 66.7%", (0, 5, 0.062)),
+        ((26, 20), "**`{1}` is better than `{0}`**: 66.7% against 56.7%", (0, 6, 0.031)),
+        ((20, 26), "**`{0}` is better than `{1}`**: 66.7% against 56.7%", (6, 0, 0.031)),
     ],
 )
 def test_only_a_significant_difference_makes_a_model_better(wrong, conclusion, evidence):
-    stages = STAGES[1:]
-    markdown = rendered(make_results(**{stage: {"wrong": range(n)} for stage, n in zip(stages, wrong, strict=True)}))
-    assert f"\n{conclusion}".format(*stages) in markdown
-    assert f"only `{{0}}` classifies correctly: {evidence}".format(*stages) in markdown
+    first, second = STAGES[1:]
+    markdown = rendered(make_results(**{first: {"wrong": range(wrong[0])}, second: {"wrong": range(wrong[1])}}))
+    assert f"\n{conclusion}".format(first, second) in markdown
+    only = "only `{}` classifies correctly: {}; only `{}`: {} (p = {})"
+    assert only.format(first, evidence[0], second, *evidence[1:]) in markdown
 
 
 def test_reason_is_given_only_if_the_numbers_support_it():
@@ -145,6 +142,17 @@ def test_reason_is_given_only_if_the_numbers_support_it():
     fewer_layers_better = rendered(make_results(finetune_fc={"wrong": range(40)}))
     fits_no_better = rendered(make_results(finetune_output={"wrong": range(40), "epochs": 6}))
     assert "held back" not in other_recipe + fewer_layers_better + fits_no_better
+
+
+def test_lowest_threshold_reaches_the_accuracy_on_the_images_above_it():
+    probability, correct = np.array([0.9, 0.5, 0.8, 0.6, 0.7, 0.7]), np.array([1, 0, 0, 1, 1, 1], bool)
+    curve = accuracy_by_threshold(probability, correct)
+    assert curve["threshold"] == [0, 0.6, 0.7, 0.8, 0.9]  # 0: every image is answered
+    assert curve["accuracy"] == pytest.approx([4 / 6, 4 / 5, 3 / 4, 1 / 2, 1])
+    assert curve["answered"] == pytest.approx([1, 5 / 6, 4 / 6, 2 / 6, 1 / 6])
+    assert [lowest_threshold(curve, wanted) for wanted in (0.5, 0.8, 0.81, 1.01)] == [0, 0.6, 0.9, None]
+    many = accuracy_by_threshold(np.linspace(0.2, 1, 12345), np.ones(12345, bool))
+    assert np.allclose(np.diff(many["answered"]), -0.01, atol=2e-4)
 
 
 def test_settings_and_environments_of_the_run_are_listed():
