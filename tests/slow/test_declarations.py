@@ -2,15 +2,19 @@
 
 import functools
 import json
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from dvc.repo import Repo
 
 from counting import counted
-from repository import STAGES, Repository, outputs, tiny_params
+from repository import ROOT, STAGES, Repository, outputs, tiny_params
 from stages.settings import leaves
 
+TOOL = runpy.run_path(str(ROOT / "tools/settings_page.py"))
 SETTINGS = dict(leaves(tiny_params()))
 UNUSED = {"data.test_fraction", "data.unreadable", "model.pooling"}  # by arrays, and without a backbone
 
@@ -51,3 +55,33 @@ def test_a_stage_declares_exactly_what_a_real_run_uses(watched, name):
     folder, used = watched
     assert declared(STAGES[name], folder) == used[name]
     counted["declarations that a real run uses"] += len(STAGES[name]["deps"]) + len(STAGES[name]["params"])
+
+
+def test_the_page_is_made_from_the_code():
+    assert TOOL["PAGE"].read_text() == TOOL["page"](), "run `make docs`"
+
+
+def test_a_change_of_each_section_of_settings_and_folder_of_code_reruns_the_documented_stages(tmp_path):
+    repo = Repository(tmp_path)
+    for name in (name for stage in STAGES.values() for name in outputs(stage)):
+        path = repo.path / name if "." in name else repo.path / name / "empty"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    repo.dvc("commit", "--force")  # records these outputs as up to date
+    changed = {name: name for name in TOOL["code"]()}
+    for path in (repo.path / name for name in changed):
+        (path if path.is_file() else path / "__init__.py").write_text("# changed\n")
+    params = yaml.safe_load((repo.path / "params.yaml").read_text())
+    for name, section in list(params.items()):
+        *_, last = section if isinstance(section, dict) else [""]
+        (section if last else params)[last or name] = "changed"
+        changed[name] = f"{name}.{last}".rstrip(".")
+    (repo.path / "params.yaml").write_text(yaml.safe_dump(params))
+    found: dict[str, list[str]] = {}
+    for stage, problems in Repo(str(repo.path)).status().items():
+        deps = problems[0]["changed deps"]
+        for name in (*deps, *deps.get("params.yaml", ())):
+            found.setdefault(name, []).append(stage.rpartition(":")[2])
+    for name, entry in changed.items():
+        (row,) = [line for line in TOOL["PAGE"].read_text().splitlines() if line.startswith(f"| `{entry}` ")]
+        assert found[name] == row.split("|")[-3].replace("`", "").split(), entry  # the column «read by»
