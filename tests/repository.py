@@ -136,12 +136,6 @@ def wait_for(text: str, process: subprocess.Popen, log: Path) -> None:
         time.sleep(0.01)
 
 
-def outputs(stage: dict) -> list[str]:
-    """List the files and folders that a stage of dvc.yaml writes."""
-    entries = [entry for kind in ("outs", "plots", "metrics") for entry in stage.get(kind, [])]
-    return [path for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
-
-
 def stages_run(output: str) -> list[str]:
     """List the stages that ran, from the output of `dvc repro` or `dvc exp run`."""
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]

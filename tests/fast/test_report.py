@@ -165,14 +165,16 @@ def test_settings_and_environments_of_the_run_are_listed():
     assert "`seed`: 7, `model.rescale`: true\n" in rendered(results, Settings(seed=7, model=Model(rescale=True)))
 
 
-@pytest.mark.parametrize("damage", [None, b"", "half", b"a,b\n1,2\n", b"[]", b"\xff\xfe\x00\x01" * 9])
+@pytest.mark.parametrize("damage", [None, "half", "one bit", b"a,b\n1,2\n", b"[]", b"\xff\xfe\x00\x01" * 9])
 def test_damaged_input_is_refused_in_one_line(params, damage):
     write(make_results())
     reports = [path for path in Path("reports").rglob("*.*") if "finetune_fc" in str(path)]
     assert len(reports) == 5
     for file in (*reports, Path("data/prepared/target.npz")):
         before = file.read_bytes()
-        content = before[: len(before) // 2] if damage == "half" else damage
+        middle = len(before) // 2
+        other = before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :]
+        content = {"half": before[:middle], "one bit": other}.get(damage, damage)
         file.unlink() if content is None else file.write_bytes(content)
         with pytest.raises(SystemExit, match=r"^error: [^\n]*(finetune_fc|target\.npz)[^\n]*$"):
             report.main()

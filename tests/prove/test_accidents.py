@@ -9,7 +9,8 @@ import time
 import yaml
 
 from counting import counted
-from repository import REPRO, RESULTS, ROOT, STAGES, Repository, outputs, stages_run, wait_for
+from repository import REPRO, RESULTS, ROOT, STAGES, Repository, stages_run, wait_for
+from tools.settings_page import outputs
 
 
 def test_after_kills_and_full_disks_the_next_repro_ends_with_the_same_bytes(tmp_path):

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from browser import needs_chromium, open_page
-from counting import counted
+from browser import find_all, needs_chromium, open_page
 from repository import Repository, tiny_params
 from tiny import tiny_arrays
 
@@ -30,13 +29,6 @@ def repo(tmp_path_factory):
     return repo
 
 
-def open_without_network(page):
-    shown = open_page(page)
-    assert (shown.requests, shown.console) == ([], [])
-    counted["pages opened in a browser without network"] += 1
-    return shown
-
-
 @pytest.mark.parametrize(
     ("names", "texts"),
     [
@@ -50,17 +42,17 @@ def test_confusion_has_all_classes_in_their_order(repo, names, texts):
     table = {"actual": np.array(names)[actual], "predicted": np.array(names)[predicted], "label": actual}
     pd.DataFrame(table).to_csv(repo.path / "reports/pretrain/confusion.csv", index=False)
     repo.dvc("plots", "show", "Confusion of pretrain")
-    shown = open_without_network(repo.path / "dvc_plots/index.html")
+    shown = open_page((repo.path / "dvc_plots/index.html").as_uri())
     repo.dvc("checkout", "--force")
-    cells = shown.all(CELL)
+    cells = find_all(shown, CELL)
     assert len(cells) == len(names) ** 2
     assert f"predicted: {names[0]}; actual: {names[1]}; share: 100%; images: 2" in cells
     assert f"predicted: {names[1]}; actual: {names[1]}; share: 0%; images: 0" in cells
-    for axis, title in zip(shown.all(AXES), ("X-axis titled 'predicted'", "Y-axis titled 'actual'"), strict=True):
+    for axis, title in zip(find_all(shown, AXES), ("X-axis titled 'predicted'", "Y-axis titled 'actual'"), strict=True):
         assert axis.startswith(title)
         assert [name for name in names if name in axis] == sorted(filter(axis.count, names), key=axis.index)
         assert names[0] in axis
-    assert len(shown.all(r"<text[^>]*>(\d+)</text>")) == texts
+    assert len(find_all(shown, r"<text[^>]*>(\d+)</text>")) == texts
 
 
 def test_report_and_predictions_are_complete_without_network(repo):
@@ -71,22 +63,21 @@ def test_report_and_predictions_are_complete_without_network(repo):
     repo.run(*command)
     shutil.rmtree(repo.path / "photos")
     for name, images in (("reports/report.html", 7), ("predictions.html", 5)):
-        shown = open_without_network(repo.path / name)
-        assert len(shown.all(r'<img[^>]*src="(data:image/png;base64,)')) == images
+        shown = open_page((repo.path / name).as_uri())
+        assert len(find_all(shown, r'<img[^>]*src="(data:image/png;base64,)')) == images
 
 
 def test_plots_diff_shows_curves_and_confusion_of_both_without_network(repo):
     repo.commit("First run")
     repo.dvc("exp", "run", "--temp", "-n", "longer", "-S", "finetune_fc.epochs=3")
     repo.dvc("plots", "diff", "HEAD", "longer")
-    page = repo.path / "dvc_plots/index.html"
-    shown = open_without_network(page)
-    assert len(shown.all(r'(<div id="[^"]*" class="vega-embed)')) == 6
-    epochs = shown.all(r"aria-label=\"X-axis titled 'epoch'[^\"]* from ([\d.]+ to [\d.]+)\"")
+    shown = open_page((repo.path / "dvc_plots/index.html").as_uri())
+    assert len(find_all(shown, r'(<div id="[^"]*" class="vega-embed)')) == 6
+    epochs = find_all(shown, r"aria-label=\"X-axis titled 'epoch'[^\"]* from ([\d.]+ to [\d.]+)\"")
     assert [[float(end) for end in axis.split(" to ")] for axis in epochs] == [[1, 3]] * 3
-    lines = shown.all(r'<path aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="line mark"')
+    lines = find_all(shown, r'<path aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="line mark"')
     drawn = {tuple(re.findall("(?:model|rev): ([^;]*)", line)) for line in lines}
     assert drawn == set(product(("pretrain", "finetune_output", "finetune_fc"), ("HEAD", "longer")))
-    axes = shown.all(AXES)
+    axes = find_all(shown, AXES)
     assert [axis.split(": ")[1] for axis in axes] == ["dog, ant, cow"] * 4 + ["ibis, eel, gnu"] * 8
-    assert len(shown.all(CELL)) == 3 * 2 * 9
+    assert len(find_all(shown, CELL)) == 3 * 2 * 9

@@ -107,9 +107,8 @@ def check_predictions(repo: Repository, command: str, output: str) -> None:
     assert {row[1] for row in rows} <= {"apple", "leaf", "sky"}
     assert "1 of 91 pictures cannot be read:\n  new_photos/sky/broken.png: " in output
     assert (repo.path / "predictions.html").read_text().count("<img") == 90
-    (python,) = re.findall(
-        r"^```python\n(import json.*?)^```$", (ROOT / "docs/photos.md").read_text(), re.M | re.DOTALL
-    )
+    page = (ROOT / "docs/photos.md").read_text()
+    (python,) = re.findall(r"^```python\n(import json.*?)^```$", page, re.M | re.DOTALL)
     assert repo.run(sys.executable, "-c", f"{python}print(names)") == "['apple', 'leaf', 'sky']\n"
     assert "90 pictures of" in (repo.path / "reports/report.md").read_text()
     shutil.rmtree(repo.path / "new_photos")

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import yaml
 from dvc.repo import Repo
 
 from counting import counted
-from repository import ROOT, STAGES, Repository, outputs, tiny_params
+from repository import STAGES, Repository, tiny_params
 from stages.settings import leaves
+from tools import settings_page
 
-TOOL = runpy.run_path(str(ROOT / "tools/settings_page.py"))
 SETTINGS = dict(leaves(tiny_params()))
 UNUSED = {"data.test_fraction", "data.unreadable", "model.pooling"}  # by arrays, and without a backbone
 
@@ -29,7 +28,7 @@ def files_in(path: Path) -> list[Path]:
 def declared(stage: dict, folder: Path) -> dict[str, set[str]]:
     """Return the files, those of folders included, and the settings that a stage of `dvc.yaml` declares."""
     paths = {"deps": [str(SETTINGS[dep[2:-1]]) if dep[0] == "$" else dep for dep in stage["deps"]]}
-    paths["written"] = outputs(stage)
+    paths["written"] = settings_page.outputs(stage)
     files = {k: {f.relative_to(folder).as_posix() for p in ps for f in files_in(folder / p)} for k, ps in paths.items()}
     code = {file for file in files["deps"] if file.startswith("stages/")}
     sections = list(SETTINGS) if {"params.yaml": None} in stage["params"] else stage["params"]
@@ -58,17 +57,17 @@ def test_a_stage_declares_exactly_what_a_real_run_uses(watched, name):
 
 
 def test_the_page_is_made_from_the_code():
-    assert TOOL["PAGE"].read_text() == TOOL["page"](), "run `make docs`"
+    assert settings_page.PAGE.read_text() == settings_page.page(), "run `make docs`"
 
 
 def test_a_change_of_each_section_of_settings_and_folder_of_code_reruns_the_documented_stages(tmp_path):
     repo = Repository(tmp_path)
-    for name in (name for stage in STAGES.values() for name in outputs(stage)):
+    for name in (name for stage in STAGES.values() for name in settings_page.outputs(stage)):
         path = repo.path / name if "." in name else repo.path / name / "empty"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     repo.dvc("commit", "--force")  # records these outputs as up to date
-    changed = {name: name for name in TOOL["code"]()}
+    changed = {name: name for name in settings_page.code()}
     for path in (repo.path / name for name in changed):
         (path if path.is_file() else path / "__init__.py").write_text("# changed\n")
     params = yaml.safe_load((repo.path / "params.yaml").read_text())
@@ -83,5 +82,5 @@ def test_a_change_of_each_section_of_settings_and_folder_of_code_reruns_the_docu
         for name in (*deps, *deps.get("params.yaml", ())):
             found.setdefault(name, []).append(stage.rpartition(":")[2])
     for name, entry in changed.items():
-        (row,) = [line for line in TOOL["PAGE"].read_text().splitlines() if line.startswith(f"| `{entry}` ")]
+        (row,) = [line for line in settings_page.PAGE.read_text().splitlines() if line.startswith(f"| `{entry}` ")]
         assert found[name] == row.split("|")[-3].replace("`", "").split(), entry  # the column «read by»

@@ -19,9 +19,8 @@ def test_base_learns_at_a_fraction_of_the_rate(params, tasks, train):
     start = train(params(**ONE_STEP, **{"pretrain.learning_rate": 1e-30}), tasks["source"])[0].get_weights()
     steps = []
     for factor in (1.0, 0.25):
-        model, _ = train(
-            params(**{"pretrain.learning_rate": 0.1, "pretrain.base_learning_rate": factor}), tasks["source"]
-        )
+        rates = {"pretrain.learning_rate": 0.1, "pretrain.base_learning_rate": factor}
+        model, _ = train(params(**rates), tasks["source"])
         steps.append([now - before for now, before in zip(model.get_weights(), start, strict=True)])
     names = [variable.path for variable in model.variables if variable.trainable]
     for name, full, slow in zip(names, *(step[-len(names) :] for step in steps), strict=False):
