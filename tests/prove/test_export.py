@@ -152,9 +152,7 @@ def test_missing_packages_and_images_are_refused_in_one_line(run, monkeypatch):
             run(*arguments)
 
     (PREPARED / "source.npz").unlink()
-    refused(
-        rf"{PREPARED}: no such test images, expected some \(8, 8, \d\) of 2 classes[^\n]*`dvc repro`, or `dvc pull`"
-    )
+    refused(rf"{PREPARED}: no such test images, expected some \(8, 8, \d\) of 2 classes[^\n]*`dvc pull`")
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     install = "-m pip install --require-hashes -r requirements-onnx.txt"
     refused(rf"--onnx: onnx, onnxruntime, tf2onnx: missing, [^\n]*{install}", "--onnx")
