@@ -1,7 +1,6 @@
-"""Fixtures of several files, and sums of counts."""
+"""Fixtures of several files."""
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,32 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from counting import counted
 from repository import Repository
 from stages import settings
 from stages.settings import Settings
 from tiny import TINY, tiny_arrays
-
-SUMS: Counter[str] = Counter()
-
-
-@pytest.fixture(autouse=True)
-def counts(record_property: Callable[[str, object], None]):
-    """Attach a test's counts to its report, which reaches the main process from other workers, too."""
-    counted.clear()
-    yield
-    for name, number in counted.items():
-        record_property(name, number)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "teardown":
-        SUMS.update(dict(report.user_properties))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for name, number in sorted(SUMS.items()):
-        terminalreporter.write_line(f"{name}: {number}")
 
 
 @pytest.fixture

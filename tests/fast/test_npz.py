@@ -12,7 +12,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from archives import ARRAYS, HEADER, MEMBERS, arrays_of, call, npy, npz, refusal
-from counting import counted
 from stages.images.dataset import KEYS, read_dataset
 from stages.shared import npz as npz_files
 from stages.shared.errors import UserError
@@ -105,9 +104,7 @@ def test_fuzzed_file_is_read_correctly_or_refused(path, content):
     except UserError as error:
         assert str(error).startswith(f"{path}: ")
         assert "\n" not in str(error)
-        counted["fuzzed dataset files refused"] += 1
         return
-    counted["fuzzed dataset files read"] += 1
     assert checksums_fit or all(np.array_equal(arrays_of(dataset)[key], ARRAYS[key]) for key in KEYS)
     for x, y in ((part.x, part.y) for part in dataset.splits.values()):
         assert (np.asarray(x).dtype, x.shape[1:]) == (np.uint8, dataset.splits["train"].x.shape[1:])

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from counting import counted
 from repository import ROOT
 from stages.settings import PARAMS, Settings, leaves, load
 from stages.shared.errors import MAX_LINE, SettingError, UserError
@@ -34,7 +33,6 @@ def refusal(text: str, kind: type[UserError] = SettingError) -> str:
     with pytest.raises(kind, match=r"^params\.yaml: ") as error:
         PARAMS.write_text(text, encoding="latin-1")
         load()
-    counted["bad parameters refused"] += 1
     assert str(error.value).isprintable()
     assert len(str(error.value)) <= MAX_LINE + 1
     return str(error.value).removeprefix("params.yaml: ")
