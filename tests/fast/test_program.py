@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.shared.errors import UserError
+from stages.shared.errors import SettingError, UserError
 from stages.shared.inputs import refuse_untracked
+from stages.shared.program import _how_to_undo
 from stages.shared.startup import start
 
 
