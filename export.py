@@ -70,7 +70,8 @@ def main() -> None:
         folder.mkdir()
         shutil.copyfile(args.model, folder / "model.keras")
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in trained.class_names), encoding="utf-8")
-        table = _export_and_compare(trained, task, folder, list(FORMATS)[: None if args.onnx else -1])
+        files = [file for file, kind in FORMATS.items() if args.onnx or kind != "onnx"]
+        table = _export_and_compare(trained, task, folder, files)
         print(shown := table.to_markdown(index=False, floatfmt=DECIMALS))
         table.to_csv(folder / "comparison.csv", index=False)
         allowed = [max(0.02 if "int8" in file else 0.005, 1.5 / len(task.test.y)) for file in table["file"]]

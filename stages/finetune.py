@@ -13,9 +13,10 @@ from stages.shared.program import program
 from stages.shared.tasks import read_task
 from stages.training import model_files
 from stages.training.backbone import batch_normalization
-from stages.training.control import prepare, random_weights_of, same_weights, train_control
+from stages.training.control import random_weights_of, same_weights, train_control
 from stages.training.evaluate import evaluate_and_save
 from stages.training.fit import fit
+from stages.training.freeze import prepare_model
 from stages.training.runtime import configure
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         raise SettingError(f"{stage}.start", str(start), f"a model of images {image}, not {model.input_shape[1:]}")
     print(f"{stage}: starts from {start}, trained on {short_repr(classes) if classes else 'classes without names'}")
     random = bool(batch_normalization(model)) and same_weights(random_weights_of(model, params.seed), model)
-    model = prepare(model, classes, task, recipe, stage, random)
+    model = prepare_model(model, classes, task, recipe, stage, random)
     history = fit(model, task, recipe, stage, params)
     control = None
     if recipe.control:

@@ -30,6 +30,7 @@ Augmentation = Literal[
     "flip", "flip_vertical", "shift", "rotation", "zoom", "contrast", "colour", "erasing", "rand_augment", "mixup",
     "cutmix",
 ]  # fmt: skip
+Fit = Literal["crop", "pad", "stretch"]
 Precision = Literal["float32", "mixed_bfloat16", "mixed_float16"]
 Units = Annotated[int, Field(ge=1, le=65_536)]  # of a layer
 
@@ -48,7 +49,7 @@ class Data(Section):
     source_classes: Classes = Field("auto", description="pretrain on these; auto: all, of one dataset the first half")
     target_classes: Classes = Field("auto", description="fine-tune on these; auto: all, of one dataset the rest")
     image_size: int | None = Field(None, ge=8, le=MAX_SIDE, description="resize to this side; null: the source's size")
-    fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how pictures that are not square are resized")
+    fit: Fit = Field("crop", description="how pictures that are not square are resized")
     test_fraction: Real = Field(0.2, gt=0, lt=1, description="fraction for testing if the dataset has no test split")
     groups: Text | None = Field(None, description="regular expression: images with equal (...) stay in one split")
     unreadable: Literal["stop", "skip"] = Field("stop", description="what to do with an unreadable picture")

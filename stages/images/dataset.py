@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from stages.images.classes import check_class_names
-from stages.images.pictures import HOW, Fit, resize
+from stages.images.pictures import HOW, resize
+from stages.settings import Fit
 from stages.shared.arrays import LazyArray
 from stages.shared.errors import UserError, short_repr
 from stages.shared.npz import Header, read_npz

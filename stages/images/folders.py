@@ -8,8 +8,8 @@ import numpy as np
 from stages.images.classes import check_class_names, choose_classes
 from stages.images.dataset import Dataset
 from stages.images.listing import list_pictures
-from stages.images.pictures import HOW, Fit, read_in_parallel, read_picture
-from stages.settings import MAX_SIDE, Data
+from stages.images.pictures import HOW, read_in_parallel, read_picture
+from stages.settings import MAX_SIDE, Data, Fit
 from stages.shared.arrays import LazyArray, temporary_array
 from stages.shared.errors import UserError, one_line, short_repr
 from stages.shared.files import PREPARED

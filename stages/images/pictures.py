@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pi_heif
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from stages.settings import Fit
 from stages.shared.errors import one_line
 from stages.shared.machine import memory_limit
 
@@ -21,7 +22,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF", "BMP", "TIFF")
 BYTES = 12  # of memory for each pixel, while a transparent picture is put on white
 LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time
 _one_large = threading.Lock()
-Fit = Literal["crop", "pad", "stretch"]
 HOW: dict[Fit, str] = {
     "crop": "shorter side, then centre cropped",
     "pad": "longer side, then padded",

@@ -2,6 +2,7 @@
 
 from itertools import count, cycle
 from pathlib import Path
+from typing import get_args
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from stages.predictions import accuracy_by_threshold
 from stages.reporting.results import MANY, ModelResult, hardest
+from stages.settings import Fit
 from stages.shared.files import atomic_file
 
 mpl.use("agg")
@@ -139,7 +141,7 @@ def mistakes(models: list[ModelResult]) -> Figure:
     panels = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     if len(task.resized):
         panels[-1].suptitle(f"resized with data.fit={task.fit}", x=0.01, ha="left", fontsize=10, weight="bold")
-        for ax, way, pixels in zip(panels[-1].subplots(1, 3), ("crop", "pad", "stretch"), task.resized, strict=True):
+        for ax, way, pixels in zip(panels[-1].subplots(1, 3), get_args(Fit), task.resized, strict=True):
             ax.imshow(pixels)
             ax.set(xticks=[], yticks=[], xlabel=way)
     columns = max(1, *(len(r.mistakes) for r in models))

@@ -6,11 +6,9 @@ import keras
 import numpy as np
 
 from stages.settings import PRETRAINED, FinetuneRecipe, Settings
-from stages.shared.errors import SettingError
 from stages.shared.tasks import Task
 from stages.training.fit import History, fit
-from stages.training.freeze import freeze_except
-from stages.training.model import replace_head
+from stages.training.freeze import prepare_model
 
 
 class Control(NamedTuple):
@@ -18,23 +16,6 @@ class Control(NamedTuple):
 
     model: keras.Model
     history: History
-
-
-def prepare(
-    model: keras.Model, classes: list[str], task: Task, recipe: FinetuneRecipe, stage: str, random: bool
-) -> keras.Model:
-    """Prepare a network trained on `classes` for fine-tuning: replace the head if the recipe says so, freeze layers.
-
-    With `auto`, the head is kept if it is one of the task's classes already, or if the two tasks have equally many
-    classes of one dataset, as in the notebook. `random`: the network is untrained.
-    """
-    fits = classes == task.class_names or (task.one_dataset and len(classes) == len(task.class_names))
-    if recipe.head == "reset" or (recipe.head == "auto" and not fits):
-        if "output" not in recipe.trainable:
-            raise SettingError(f"{stage}.trainable", recipe.trainable, "'output' in it: the output layer is a new one")
-        model = replace_head(model, len(task.class_names))
-    freeze_except(model, recipe.trainable, f"{stage}.trainable", random)
-    return model
 
 
 def same_weights(model: keras.Model, other: keras.Model) -> bool:
@@ -62,10 +43,10 @@ def train_control(
     print(f"{stage}: control, from random weights")
     if classes == task.class_names and recipe.start != PRETRAINED:
         probe = recipe.model_copy(update={"trainable": ["output"]})
-        model = prepare(model, classes, task, probe, stage, random=True)
+        model = prepare_model(model, classes, task, probe, stage, random=True)
         fit(model, task, probe, stage, params, "control_history.csv")
         probed = model.get_weights()
         model = random_weights_of(start, params.seed)  # with the random states of a model that was loaded
         model.set_weights(probed)
-    model = prepare(model, classes, task, recipe, stage, random=True)
+    model = prepare_model(model, classes, task, recipe, stage, random=True)
     return Control(model, fit(model, task, recipe, stage, params, "control_history.csv"))

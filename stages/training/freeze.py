@@ -1,4 +1,4 @@
-"""Freeze layers, and split a model into a frozen body and a trained head."""
+"""Freeze layers for fine-tuning, and split a model into a frozen body and a trained head."""
 
 import re
 from collections import Counter
@@ -7,8 +7,28 @@ from typing import Any
 import keras
 import numpy as np
 
+from stages.settings import FinetuneRecipe
 from stages.shared.errors import SettingError, short_repr
+from stages.shared.tasks import Task
 from stages.training.backbone import base_layers
+from stages.training.model import replace_head
+
+
+def prepare_model(
+    model: keras.Model, classes: list[str], task: Task, recipe: FinetuneRecipe, stage: str, random: bool
+) -> keras.Model:
+    """Prepare a network trained on `classes` for fine-tuning: replace the head if the recipe says so, freeze layers.
+
+    With `auto`, the head is kept if it is one of the task's classes already, or if the two tasks have equally many
+    classes of one dataset, as in the notebook. `random`: the network is untrained.
+    """
+    fits = classes == task.class_names or (task.one_dataset and len(classes) == len(task.class_names))
+    if recipe.head == "reset" or (recipe.head == "auto" and not fits):
+        if "output" not in recipe.trainable:
+            raise SettingError(f"{stage}.trainable", recipe.trainable, "'output' in it: the output layer is a new one")
+        model = replace_head(model, len(task.class_names))
+    freeze_except(model, recipe.trainable, f"{stage}.trainable", random)
+    return model
 
 
 def freeze_except(model: keras.Model, trainable: list[str], setting: str = "trainable", random: bool = False) -> None:

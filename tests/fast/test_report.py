@@ -67,6 +67,12 @@ def test_report_begins_with_the_gains_of_the_transfer():
     )
 
 
+def test_report_warns_of_a_control_that_hardly_does_better_than_guessing():
+    markdown = rendered(make_results(finetune_output={"control": range(38)}, finetune_fc={"control": range(34)}))
+    assert "The control of `finetune_output` hardly does better than guessing (36.7%)" in markdown
+    assert "The control of `finetune_fc`" not in markdown
+
+
 def test_report_says_why_it_has_no_control():
     assert "no control was trained. Set `control: true`" in first_sentence(make_results())
     untrained = make_results(pretrain=UNTRAINED)
