@@ -14,7 +14,8 @@ from stages.settings import leaves
 from tools import settings_page
 
 SETTINGS = dict(leaves(tiny_params()))
-UNUSED = {"data.test_fraction", "data.unreadable", "model.pooling"}  # by arrays, and without a backbone
+# By arrays, without a backbone, and but for the notebook's own images.
+UNUSED = {"data.test_fraction", "data.unreadable", "model.pooling", "stages/reporting/notebook_runs.csv"}
 
 
 @functools.cache
@@ -29,6 +30,7 @@ def declared(stage: dict, folder: Path) -> dict[str, set[str]]:
     paths = {"deps": [str(SETTINGS[dep[2:-1]]) if dep[0] == "$" else dep for dep in stage["deps"]]}
     paths["written"] = settings_page.outputs(stage)
     files = {k: {f.relative_to(folder).as_posix() for p in ps for f in files_in(folder / p)} for k, ps in paths.items()}
+    files["deps"] -= UNUSED
     code = {file for file in files["deps"] if file.startswith("stages/")}
     sections = list(SETTINGS) if {"params.yaml": None} in stage["params"] else stage["params"]
     settings = {key for key in SETTINGS for name in sections if f"{key}.".startswith(f"{name}.")} - UNUSED

@@ -47,7 +47,7 @@ def test_smoothed_labels_give_a_share_of_the_loss_to_all_classes(params, tasks, 
 def test_images_are_mixed_and_repeat_by_seed_and_epoch(tasks, name):
     train = tasks["source"].train
     mixing = Mixing(["flip", name], seed=3)
-    data = make_dataset(train.x, np.eye(5, dtype="f4")[train.y], 32, ShuffleOrder(train.x, 3), mixing)
+    data = make_dataset(train.x, np.eye(5, dtype="f4")[train.y], 32, ShuffleOrder(len(train.x), 3), mixing)
 
     def epoch(number: int) -> tuple[np.ndarray, np.ndarray]:
         mixing.on_epoch_begin(number)
