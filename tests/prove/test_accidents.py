@@ -8,7 +8,7 @@ import time
 
 import yaml
 
-from repository import REPRO, RESULTS, ROOT, STAGES, Repository, stages_run, wait_for
+from repository import REPRO, RESULTS, ROOT, STAGES, Repository, stages_run, tiny_params, wait_for
 from tools.settings_page import outputs
 
 
@@ -58,8 +58,12 @@ def test_of_two_concurrent_repros_one_completes_and_the_other_names_the_lock(rep
     assert repo.bytes_of(*RESULTS) == reference
 
 
-def test_two_concurrent_experiments_record_their_own_settings_or_nothing(repo):
-    """In one folder DVC saves neither, as a rule; a second attempt saves each."""
+def test_two_concurrent_experiments_record_the_settings_of_their_numbers_or_nothing(repo):
+    """In one folder DVC saves neither, as a rule; a second attempt saves each.
+
+    Seldom it undoes the settings of the first before its stages begin, which then run with the committed ones.
+    """
+    committed = tiny_params()["finetune_fc"]["epochs"]
     repo.commit("First run")
     epochs = {"three": 3, "four": 4}
     commands = {name: ("exp", "run", "-n", name, "-S", f"finetune_fc.epochs={n}") for name, n in epochs.items()}
@@ -69,8 +73,9 @@ def test_two_concurrent_experiments_record_their_own_settings_or_nothing(repo):
         if name not in repo.dvc("exp", "list", "--name-only"):
             repo.dvc(*command)
         repo.dvc("exp", "apply", name)
-        assert yaml.safe_load((repo.path / "params.yaml").read_text())["finetune_fc"]["epochs"] == epochs[name]
-        assert len((repo.path / "reports/finetune_fc/history.csv").read_text().splitlines()) == 1 + epochs[name]
+        recorded = yaml.safe_load((repo.path / "params.yaml").read_text())["finetune_fc"]["epochs"]
+        assert recorded in (epochs[name], committed)
+        assert len((repo.path / "reports/finetune_fc/history.csv").read_text().splitlines()) == 1 + recorded
 
 
 def test_a_forced_rerun_in_the_queue_writes_the_same_bytes(repo):
