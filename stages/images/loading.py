@@ -76,7 +76,8 @@ def find(path: Path) -> tuple[DatasetPointer | None, Path]:
         raise UserError(f"{path}: not in this clone; `dvc pull` gets it from where it was pushed to")
     if not (path.is_file() or path.is_dir()):
         problem = "not a regular file" if path.exists() else "No such file or directory"
-        raise UserError(f"{path}: {problem}, expected {EXPECTED}")
+        shown = path if str(path) == str(path).strip() else repr(str(path))  # a space before it cannot be seen
+        raise UserError(f"{shown}: {problem}, expected {EXPECTED}")
     refuse_untracked(path)
     return None, path
 

@@ -11,6 +11,7 @@ from archives import ARRAYS, TEST, TRAIN, arrays_of, refusal
 from stages.images.dataset import KEYS, MAX_CLASSES, read_dataset
 from stages.images.loading import find, load
 from stages.settings import Data
+from stages.shared.errors import UserError
 
 
 @pytest.fixture
@@ -75,6 +76,8 @@ def test_class_name_with_control_characters_or_tags_is_refused(path, name):
 def test_path_without_a_regular_file_is_refused_with_what_was_expected(tmp_path, path):
     expected = "expected arrays (.npz), a folder of pictures, or a pointer (.yaml): data.path"
     assert refusal(tmp_path / "none.yaml", read=find) == f"No such file or directory, {expected}"
+    with pytest.raises(UserError, match=r"^' none': No such file"):  # a space that nobody sees
+        find(Path(" none"))
     os.mkfifo(tmp_path / "fifo.npz")
     (tmp_path / "device.yaml").symlink_to("/dev/zero")
     for special in (tmp_path / "fifo.npz", Path("/dev/zero"), tmp_path / "device.yaml"):

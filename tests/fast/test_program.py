@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.shared.errors import SettingError, UserError
+from stages.shared.errors import SettingError, UserError, one_line
 from stages.shared.inputs import refuse_untracked
 from stages.shared.program import _how_to_undo
 from stages.shared.startup import start
@@ -70,3 +70,8 @@ def test_command_that_restores_settings_is_named_but_in_a_temporary_copy(tmp_pat
     Path("params.yaml").touch()
     monkeypatch.setenv("DVC_ROOT", str(Path(tmp_path, root).resolve()))
     assert ("git checkout params.yaml" in _how_to_undo(SettingError("seed", "x", "a number"))) == undone
+
+
+def test_problem_without_words_has_a_name():
+    assert [one_line(problem) for problem in (KeyError(), ValueError("\n"))] == ["KeyError", "ValueError"]
+    assert one_line(" ") == "no reason given"

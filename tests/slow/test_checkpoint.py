@@ -86,10 +86,20 @@ def test_interrupted_stage_ends_with_the_bytes_of_an_undisturbed_one(
     assert list(checkpoint.FOLDER.iterdir()) == []
 
 
-def test_damaged_checkpoint_is_not_resumed(tiny, tasks, train, capsys):
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def reshape(file: Path) -> None:
+    arrays = dict(np.load(file))
+    np.savez(file, **(arrays | {"variable0": arrays["variable0"][..., :1]}))
+
+
+@pytest.mark.parametrize("damage", [truncate, reshape])
+def test_damaged_checkpoint_is_not_resumed(tiny, tasks, train, capsys, damage):
     model, _ = train(tiny, tasks["source"])
     (left,) = checkpoint.FOLDER.glob("*/*")  # a stage deletes it once its outputs are saved
-    os.truncate(left, left.stat().st_size - 100)
+    damage(left)
     again, _ = train(tiny, tasks["source"])
     assert "resuming" not in capsys.readouterr().out
     assert all(map(np.array_equal, model.get_weights(), again.get_weights()))
@@ -120,11 +130,14 @@ def test_checkpoint_of_another_setting_image_or_kernel_is_not_resumed(params, ta
     assert len({*paths, path()}) == len(paths) + 1
 
 
-def test_only_expired_checkpoints_are_deleted_with_ones_own(configured):
-    expired, foreign, fresh = (checkpoint.FOLDER / name for name in ("ab" * 32, "notes", "ef" * 32))
-    for folder in (expired, foreign, fresh):
+def test_only_expired_checkpoints_are_deleted_with_ones_own(tmp_path, configured):
+    expired, link, fresh = (checkpoint.FOLDER / (name * 32) for name in ("ab", "cd", "ef"))
+    elsewhere, foreign = tmp_path / "elsewhere", checkpoint.FOLDER / "notes"
+    for folder in (expired, fresh, foreign, elsewhere):
         folder.mkdir(parents=True)
-    for folder in (expired, foreign):
+    link.symlink_to(elsewhere)
+    for folder in (expired, foreign, elsewhere):
         os.utime(folder, (0, 0))
     Checkpoint.delete(SimpleNamespace(path=checkpoint.FOLDER / "own/state.npz"))
-    assert set(checkpoint.FOLDER.iterdir()) == {foreign, fresh}
+    assert set(checkpoint.FOLDER.iterdir()) == {link, fresh, foreign}
+    assert elsewhere.exists()

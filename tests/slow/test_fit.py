@@ -170,4 +170,8 @@ def test_each_image_comes_once_an_epoch_in_an_order_of_its_own_which_is_the_same
         orders.append([int(label) for _, labels in batches for label in labels])
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(103))
     assert orders[0] == orders[2] != orders[1]
-    assert ShuffleOrder(8, seed=1).rows().tolist() == [5, 0, 1, 4, 2, 6, 3, 7]
+    order, drawn = ShuffleOrder(8, seed=1), []
+    for epoch in range(3):
+        order.on_epoch_begin(epoch)
+        drawn.append(order.rows().tolist())
+    assert drawn == [[5, 0, 1, 4, 2, 6, 3, 7], [6, 1, 4, 0, 3, 2, 5, 7], [6, 0, 7, 5, 1, 4, 3, 2]]

@@ -44,10 +44,11 @@ def test_smoothed_labels_give_a_share_of_the_loss_to_all_classes(params, tasks, 
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_images_are_mixed_and_repeat_by_seed_and_epoch(tasks, name):
+def test_mixed_images_have_the_same_share_of_labels_and_repeat_by_seed_and_epoch(tasks, name):
     train = tasks["source"].train
+    flat = np.full_like(train.x, 0) + (50 * train.y).astype(np.uint8)[:, None, None, None]  # an image shows its label
     mixing = Mixing(["flip", name], seed=3)
-    data = make_dataset(train.x, np.eye(5, dtype="f4")[train.y], 32, ShuffleOrder(len(train.x), 3), mixing)
+    data = make_dataset(flat, np.eye(5, dtype="f4")[train.y], 32, ShuffleOrder(len(flat), 3), mixing)
 
     def epoch(number: int) -> tuple[np.ndarray, np.ndarray]:
         mixing.on_epoch_begin(number)
@@ -55,6 +56,9 @@ def test_images_are_mixed_and_repeat_by_seed_and_epoch(tasks, name):
         return tuple(map(np.concatenate, zip(*batches, strict=True)))
 
     images, labels = epoch(0)
+    if name == "mixup":  # CutMix's labels have the share of a box that the image's border may cut
+        assert np.allclose(images.mean(axis=(1, 2, 3)), labels @ (50 * np.arange(5)), atol=0.01)
+    assert np.allclose(labels.sum(axis=1), 1)
     assert ((labels > 0).sum(axis=1) == 2).any()
     other, again = epoch(1), epoch(0)
     assert all(map(np.array_equal, again, (images, labels)))
