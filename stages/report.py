@@ -7,6 +7,7 @@ from stages.reporting import figures, page, quality
 from stages.reporting.results import Results, read_results
 from stages.shared.files import REPORTS, write_atomic
 from stages.shared.program import program
+from stages.shared.startup import original_repository
 
 
 def write_figures(results: Results) -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     write_atomic(REPORTS / "report.md", page.render_markdown(results, params, checked).encode())
     write_atomic(REPORTS / "report.html", page.render_html(results, params, checked).encode())
     print(results.summary.to_string(index=False))
-    print(f"see {REPORTS / 'report.html'}")
+    print(f"see {REPORTS / 'report.html'}{', after `dvc exp apply NAME`' if original_repository() else ''}")
 
 
 if __name__ == "__main__":

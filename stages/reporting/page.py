@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markdown_it import MarkdownIt
 
 from stages.reporting import notebook, quality
-from stages.reporting.results import MANY, WANTED, ModelResult, Results, hardest
+from stages.reporting.results import MANY, WANTED, WEAK, ModelResult, Results, hardest
 from stages.reporting.statistics import paired_difference
 from stages.settings import Settings
 from stages.shared.files import REPORTS
@@ -78,6 +78,7 @@ def render_markdown(results: Results, params: Settings, checked: dict, private: 
         "notebook": notebook,
         "many": MANY,
         "wanted": WANTED,
+        "weak": WEAK,
         "checked": checked,
         "quality": quality,
         "hardest": hardest,

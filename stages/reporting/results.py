@@ -16,6 +16,7 @@ from stages.shared.tasks import Split, Task, read_task
 MANY = 30  # classes; of more, figures and tables show some
 MAX_PAIRS = 15  # of confused classes, shown of many
 WANTED = 0.95  # accuracy of the answers that a threshold is chosen for
+WEAK = 1.25  # times guessing: a control with less accuracy hardly does better
 
 
 def is_correct(predictions: pd.DataFrame) -> np.ndarray:
@@ -71,6 +72,11 @@ class ModelResult:
     def kept_epoch(self) -> int | None:
         """Return the epoch, from 1, whose weights early stopping kept; None without early stopping."""
         return int(self.history["kept"].argmax()) + 1 if "kept" in self.history else None
+
+    @property
+    def guessing(self) -> float:
+        """Return the test accuracy of always predicting the commonest class."""
+        return float(self.predictions["actual"].value_counts(normalize=True).max())
 
     @property
     def only_answer(self) -> str | None:
