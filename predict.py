@@ -140,8 +140,8 @@ def describe(
     return records
 
 
-def summarise(records: list[dict[str, Any]], threshold: float | None) -> list[str]:
-    """Say how many predictions are right, if classes are known, and how many are unsure, if there is a threshold."""
+def summarise(records: list[dict[str, Any]], threshold: float | None, metadata: dict[str, Any]) -> list[str]:
+    """Say how accurate the model is, as far as classes or validation images tell, and how many pictures are unsure."""
     states, lines = [record["state"] for record in records], []
     if judged := [state == "right" for state in states if state in ("right", "wrong")]:
         low, high = accuracy_interval(np.array(judged))
@@ -149,6 +149,9 @@ def summarise(records: list[dict[str, Any]], threshold: float | None) -> list[st
         lines.append(f"{accuracy}: {sum(judged)} of {len(judged)} pictures with a known class")
     if threshold is not None:
         lines.append(f"unsure: {states.count('unsure')} of {len(states)} pictures, probability below {threshold:.3f}")
+    if validation := metadata.get("validation"):
+        images = validation.get("images", "all")  # models of earlier versions do not know the number
+        lines.append(f"accuracy on {images} validation images: {validation['accuracy'][0]:.1%}")
     return lines
 
 
@@ -182,7 +185,8 @@ def main() -> None:
     threshold = choose_threshold(trained, options.unsure) if options.unsure else None
     read, p, images, failed = classify(trained, paths, "html" in outputs)
     records = describe(read, labels, p, trained.class_names, options.top, threshold or 0.0)
-    summary, shown = summarise(records, threshold), records[:MAX_SHOWN]
+    summary, shown = summarise(records, threshold, trained.metadata), records[:MAX_SHOWN]
+    outputs = outputs if read else {}  # no empty page over the last one
     for kind, path in outputs.items():
         if kind == "csv":  # the columns of the stages' predictions.csv
             columns = ["image", *(["actual"] if any(record["actual"] for record in records) else []), "predicted"]

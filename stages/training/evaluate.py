@@ -31,7 +31,8 @@ def evaluate_and_save(
         log_p = log_probabilities(model, task.validation.x)
         _save_predictions(stage, "validation_predictions.csv", log_p, task.validation, names)
         correct = log_p.argmax(axis=1) == task.validation.y
-        metadata["validation"] = accuracy_by_threshold(np.exp(log_p.max(axis=1)), correct)
+        curve = accuracy_by_threshold(np.exp(log_p.max(axis=1)), correct)
+        metadata["validation"] = curve | {"images": len(correct)}
     model_files.save(model, file, names, **metadata)
     saved = model_files.load(file)
     write_history(stage, history.curves)

@@ -102,6 +102,7 @@ def test_unreadable_pictures_are_listed_and_the_others_predicted(predicted, monk
     with pytest.raises(SystemExit, match=message):
         predicted("photos", "1.png", "2.png", "--csv", "p.csv")
     assert len(pd.read_csv("p.csv")) == 50
+    predicted("missing", "--csv", "p.csv", refused="1 of 1 pictures cannot be read:\n  missing: No such file")
 
 
 def test_unsure_leaves_open_what_is_below_the_threshold_of_an_accuracy(predicted, capsys):
@@ -109,14 +110,16 @@ def test_unsure_leaves_open_what_is_below_the_threshold_of_an_accuracy(predicted
     predicted("photos", "--csv", "p.csv")
     sure = pd.read_csv("p.csv", keep_default_na=False)
     median = sure["probability"].median()
-    change_metadata(validation={"threshold": [0.0, median, 0.99], "accuracy": [0.5, 0.9, 0.95]})
+    curve = {"threshold": [0.0, median, 0.99], "accuracy": [0.5, 0.9, 0.95]}
+    change_metadata(validation=curve | {"images": 9})
     predicted("photos", "--csv", "p.csv", "--html", "p.html", "--unsure", "0.8")
     table = pd.read_csv("p.csv", keep_default_na=False)
     assert table["predicted"].equals(sure["predicted"].where(sure["probability"] >= median, ""))
     right = (table["actual"] == table["predicted"]).sum()
     assert re.search(rf"(?s): {right} of 25 pictures.*<h2>25 unsure</h2>", Path("p.html").read_text())
     predicted("photos", "--unsure", "0.5")
-    assert "unsure: 0 of 50 pictures, probability below 0.000" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "unsure: 0 of 50 pictures, probability below 0.000\naccuracy on 9 validation images: 50.0%\n" in shown
     predicted("photos", "--unsure", "0.97", refused="--unsure: was 0.97, expected at most 0.9500")
 
 
