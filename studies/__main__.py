@@ -61,6 +61,8 @@ def main() -> None:
     too_few = sorted(asked.images_per_class.keys() - shown.images_per_class.keys() - {plan.ALL})
     values = {"command": command, "failed": failed, "left_out": left_out, "too_few": too_few}
     print(f"see {page.write(Path('results', study), shown, analysis.results(asked, study, done, every), **values)}")
+    if left_out:
+        print(f"{len(left_out)} of {len(wanted)} experiments were left out: the same command runs them")
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if failed:

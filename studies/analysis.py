@@ -18,9 +18,7 @@ from studies.experiments import experiment_name
 from studies.plan import Choice, Plan, Question
 from studies.repository import Experiment, files_at
 
-EXACT = 2**16  # sign flips: all of them up to 16 seeds, a random sample of this size above
 LEVEL = 0.05  # of significance
-ROUNDING = 1e-9  # a standard deviation below this is a rounding error
 
 
 def results(plan: Plan, study: str, done: dict[str, Experiment], every: int | None = None) -> pd.DataFrame:
@@ -48,29 +46,29 @@ def results(plan: Plan, study: str, done: dict[str, Experiment], every: int | No
     return pd.concat([table, *(_chosen_rows(table, choice) for choice in asked)], ignore_index=True)
 
 
-def _intervals(groups: SeriesGroupBy) -> pd.DataFrame:
-    """Compute mean, sd, n, low and high (Student's 95% interval of the mean; NaN if n is 1) of each group."""
+def _intervals(groups: SeriesGroupBy, lowest: float) -> pd.DataFrame:
+    """Compute mean, sd, n, low and high (Student's 95% interval of the mean, within `lowest` to 1; NaN if n is 1)."""
     table = groups.agg(mean="mean", sd="std", n="count")
     half = stats.t.ppf(0.975, table["n"] - 1) * table["sd"] / np.sqrt(table["n"])
-    return table.assign(low=table["mean"] - half, high=table["mean"] + half)
+    return table.assign(low=(table["mean"] - half).clip(lowest), high=(table["mean"] + half).clip(upper=1))
 
 
 def summary(table: pd.DataFrame, column: str = "accuracy") -> pd.DataFrame:
     """Compute a column's mean, sd, n, low and high (95% interval of the mean) by model and number of images."""
-    return _intervals(table.groupby(["model", "images"], sort=False)[column])
+    return _intervals(table.groupby(["model", "images"], sort=False)[column], 0)
 
 
 def sign_flip_p(differences: pd.Series) -> float:
     """Compute the two-sided p of the sign-flip test that the mean of paired differences is 0; NaN for one pair.
 
-    Exact up to 16 pairs. p is at least 2 / 2**n (Fisher, 1935).
+    Exact up to 16 pairs, of more a random sample of 2**16 flips. p is at least 2 / 2**n (Fisher, 1935).
     """
     if len(differences) < 2:
         return np.nan
     test = stats.permutation_test(
         (differences.to_numpy(),),
         lambda values, axis: np.mean(values, axis=axis).round(12),  # otherwise ties would differ in their last digit
-        permutation_type="samples", vectorized=True, n_resamples=EXACT, rng=np.random.default_rng(0),
+        permutation_type="samples", vectorized=True, n_resamples=2**16, rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(test.pvalue)
 
@@ -84,8 +82,8 @@ def compare(table: pd.DataFrame, question: Question) -> pd.DataFrame:
     accuracies = table.pivot_table(index=["images", "seed"], columns="model", values="accuracy")
     pairs = accuracies.reindex(columns=[question.first, question.second]).dropna()
     differences = (pairs[question.second] - pairs[question.first]).groupby("images")
-    answer = _intervals(differences).rename(columns={"mean": "difference"})
-    answer["d"] = answer["difference"] / answer["sd"].where(answer["sd"] > ROUNDING)
+    answer = _intervals(differences, -1).rename(columns={"mean": "difference"})
+    answer["d"] = answer["difference"] / answer["sd"].where(answer["sd"] > 1e-9)  # below: a rounding error
     return answer.assign(p=differences.agg(sign_flip_p)).reset_index()
 
 
@@ -160,11 +158,11 @@ def expected_accuracy(table: pd.DataFrame, choice: Choice, images: int) -> pd.Da
     """
     part, column = _candidates(table, choice, images)
     best = part.loc[part.groupby("seed")[column].idxmax()]
-    estimate = _intervals(best.groupby("images")["accuracy"])
+    estimate = _intervals(best.groupby("images")["accuracy"], 0)
     if len(best) in (1, 2):
         tests = len(predictions(best.iloc[0]))
         estimate[["low", "high"]] = wilson_interval(round(best["accuracy"].mean() * tests), tests)
-    return estimate.assign(low=estimate["low"].clip(0), high=estimate["high"].clip(upper=1), chosen_on=column)
+    return estimate.assign(chosen_on=column)
 
 
 def gain_of_doubling(table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -177,7 +175,7 @@ def gain_of_doubling(table: pd.DataFrame, model: str) -> pd.DataFrame:
     numbers = [int(number) for number in accuracies.columns]
     few, most = max((n for n in numbers if n <= numbers[-1] / 2), default=numbers[-1]), numbers[-1]
     gains = ((accuracies[most] - accuracies[few]) / np.log2(most / few)).dropna()
-    return _intervals(gains.groupby(lambda _: few)).rename_axis("few")
+    return _intervals(gains.groupby(lambda _: few), -1).rename_axis("few")
 
 
 def _chosen_rows(table: pd.DataFrame, choice: Choice) -> pd.DataFrame:

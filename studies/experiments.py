@@ -95,7 +95,8 @@ def overrides(settings: FlatSettings) -> list[str]:
 def training_command(plan: Plan, name: str, images: int) -> str:
     """Return the ``dvc exp run`` line that trains a model on all images, but 1% where it needs a test split."""
     model, committed = plan.named_models[name], committed_settings()
-    settings = plan.settings | plan.images_per_class[images] | plan.runs[model.run] | {f"{model.stage}.control": False}
+    settings = plan.settings | plan.images_per_class[images] | plan.runs[model.run]
+    settings |= {key: False for key in committed if key.endswith(".control")}
     settings |= {"data.target_per_class": None, "data.validation_fraction": 0.0, "data.test_fraction": 0.01}
     changed = overrides({key: value for key, value in settings.items() if committed.get(key) != value})
     plain = [re.sub(r'^([\w.]+=)"([\w./-]+)"$', r"\1\2", argument) for argument in changed]

@@ -75,8 +75,8 @@ def answer(plan: Plan, table: pd.DataFrame) -> dict[str, Any] | None:
         "doubling": analysis.gain_of_doubling(table, best),
     }
     rows = {name: next(iter(_rows(estimate)), None) for name, estimate in estimates.items()}
-    command = training_command(plan, best, images)
-    return rows | {"choice": choice, "images": images, "count": len(ranking), "best": best, "command": command}
+    training = {"stage": plan.named_models[best].stage, "command": training_command(plan, best, images)}
+    return rows | training | {"choice": choice, "images": images, "count": len(ranking), "best": best}
 
 
 def describe_runs(plan: Plan, table: pd.DataFrame) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def describe_runs(plan: Plan, table: pd.DataFrame) -> dict[str, Any]:
     test_sets = {tuple(analysis.predictions(row)["image"]) for _, row in experiments.drop_duplicates("seed").iterrows()}
     return {
         "count": len(experiments),
+        "seeds": sorted(set(experiments["seed"])),
         "commit": pipeline_commit(),
         "datasets": [settings["data.path"], settings["data.target_path"]],
         "test_images": sorted({len(images) for images in test_sets}),

@@ -16,8 +16,8 @@ MNIST, PHOTOS = (parse_yaml((ROOT / f"studies/{name}.yaml").read_text()) for nam
 STUDY = Plan.model_validate(MNIST)
 OUTPUT, LAST_TWO = STUDY.choices[0].among
 RANDOM_OUTPUT = STUDY.questions[0].first
-RUNS = {"count": 6, "commit": "a", "datasets": ["x.npz", ""], "test_images": [500], "splits": 1, "changed": {},
-        "environments": {"cpu": 6}, "mixed_environments": [("?", 1, 3)]}  # fmt: skip
+RUNS = {"count": 6, "seeds": [1, 2], "commit": "a", "datasets": ["x.npz", ""], "test_images": [500], "splits": 1,
+        "changed": {}, "environments": {"cpu": 6}, "mixed_environments": [("?", 1, 3)]}  # fmt: skip
 
 
 def table_of(accuracies: dict[str, list[float]], **columns) -> pd.DataFrame:
@@ -151,6 +151,9 @@ def test_pairs_of_runs_from_different_machines_are_named():
 
 
 def test_a_page_of_too_few_runs_says_so():
+    wide = table_of({OUTPUT: [0.1, 0.9], LAST_TWO: [0.8, 0.2]})
+    assert analysis.summary(wide)[["low", "high"]].to_numpy().tolist() == [[0, 1], [0, 1]]
+    assert analysis.compare(wide, STUDY.questions[2])[["low", "high"]].to_numpy().tolist() == [[-1, 1]]
     text = render(STUDY.model_copy(update={"title": "![a](b)"}), table_of({OUTPUT: [0.1, 0.2, 0.9]}))
     assert text.startswith("# \\!\\[a\\](b)\n")
     assert page.code("`x``") == "``` `x`` ```"
