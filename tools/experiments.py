@@ -1,9 +1,11 @@
-"""Print all experiments in 100 columns: accuracies, gains and changed settings: ``python -m tools.experiments``.
+"""Print your experiments in 100 columns: accuracies, gains and changed settings: ``python -m tools.experiments``.
 
-Unlike plain `dvc exp show`, it lists the experiments of earlier commits, too.
+Unlike plain `dvc exp show`, it lists the experiments of earlier commits, too. It leaves out those of studies, which
+have pages; with `--studies` it lists them.
 """
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ from typing import Any
 from stages.settings import leaves
 
 WIDTH = 100
+OF_A_STUDY = re.compile(r"_s\d+_[0-9a-f]{6}$")  # see `studies.experiments.expand`
 
 
 def run(*command: str) -> str:
@@ -46,12 +49,16 @@ def main() -> None:
     revs = [f"--rev={commit}" for commit in dict.fromkeys(commits) if len(commit) == 40]
     shown = json.loads(run(sys.executable, "-m", "dvc", "exp", "show", "--json", *revs))
     blocks: list[list[tuple[str, dict, str]]] = []
+    left_out = 0
     for commit in shown:
         if commit["rev"] == "workspace":
             continue
         before = settings_of(commit["data"])
         rows = [(f"commit {commit['name'] or commit['rev'][:7]}", metrics_of(commit["data"]), "")]
         for experiment in commit["experiments"] or []:
+            if OF_A_STUDY.search(experiment["name"] or "") and "--studies" not in sys.argv:
+                left_out += 1
+                continue
             done = experiment["revs"][0]
             now = settings_of(done["data"])
             differ = [f"{key}={json.dumps(now[key])}" for key in now if now[key] != before.get(key)]
@@ -70,6 +77,8 @@ def main() -> None:
         print("  ".join([f"{name:{first}}", *cells, lines[0]]).rstrip())
         for line in lines[1:]:
             print(" " * (WIDTH - rest) + line)
+    if left_out:
+        print(f"left out: {left_out} experiments of studies; `python -m tools.experiments --studies` lists them")
 
 
 if __name__ == "__main__":
