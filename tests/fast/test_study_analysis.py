@@ -129,7 +129,7 @@ def test_a_page_begins_with_the_way_to_take_its_accuracy_and_the_worth_of_more_i
     answer, _, rest = text.partition("\n- ")
     assert f"Take **{ways[2]}**: on validation images it is the best of 2 ways (3 more have not run yet)" in answer
     assert "its expected accuracy on new pictures is 86.7% (95% interval 72.3 to 100.0)" in answer  # 80, 90, 90
-    assert f"Compared with **{scratch}**, it gains +20.0 points (95% interval -4.8 to +44.8)" in answer
+    assert f"Compared with **{scratch}**, it gains +20.0 points (95% interval -4.8 to +44.8): these runs do not" in answer
     assert "The last doubling of the pictures, up to 40 a class, brought +15.0 points (95% interval +15.0" in answer
     assert "these runs do not show that it is worth taking more" not in answer
     assert "\ndvc exp run -S data.validation_fraction=0.0 -S finetune_output.learning_rate=0.02 -S finet" in answer
