@@ -23,7 +23,8 @@ def draw(plan: Plan, table: pd.DataFrame, gains: dict[str, pd.DataFrame]) -> dic
         "accuracy_by_time": accuracy_by_time(plan, table),
     }
     variants = [list(of_way) for of_way in plan.models.values()]
-    if len(variants) > 2 and all(names == variants[0] for names in variants):
+    only_choices = summary.index.unique("model").isin([choice.choose for choice in plan.choices]).all()
+    if len(variants) > 2 and all(names == variants[0] for names in variants) and not only_choices:
         figures["accuracy_by_layers"] = accuracy_by_layers(plan, summary)
     if gains:
         figures["class_gains"] = gains_by_class(gains)
@@ -52,7 +53,7 @@ def styles(plan: Plan) -> dict[str, dict]:
 def _subplots(columns: int = 1, size: tuple[float, float] = (8.5, 5)) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
     for ax in axes[0]:
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("test accuracy")
     return figure, list(axes[0])

@@ -54,7 +54,7 @@ def curves(models: list[ModelResult]) -> Figure:
         ax.set(xlabel="epoch", ylabel=quantity)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     losses = pd.concat(r.history for r in models)[["loss", "val_loss"]].to_numpy()
     if losses.max() > 10 * losses.min():  # the first epoch on raw pixels has a loss many times that of the others
         axes[1].set_yscale("log")

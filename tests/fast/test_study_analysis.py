@@ -9,7 +9,7 @@ import pytest
 from repository import ROOT
 from stages.shared.yaml_files import parse_yaml
 from studies import analysis, charts, experiments, page
-from studies.plan import Plan, Question
+from studies.plan import Choice, Plan, Question
 from studies.repository import Experiment
 
 MNIST, PHOTOS = (parse_yaml((ROOT / f"studies/{name}.yaml").read_text()) for name in ("mnist", "photos"))
@@ -114,6 +114,14 @@ def test_figures_show_every_model_also_of_one_number_of_images_and_of_three_ways
         figure.canvas.draw()
         (ax,) = figure.axes
         assert all(ax.bbox.contains(*ax.transData.transform(line.get_xydata()[0])) for line in ax.lines)
+    labels = [label.get_text() for label in drawn["accuracy_by_images"].axes[0].get_yticklabels()]
+    assert len(set(labels)) == len(labels)
+    tuned = {
+        "choices": [Choice(choose="tuned", among=names)],
+        "questions": [Question(ask="?", first="tuned", second="")],
+    }
+    drawn = charts.draw(study.model_copy(update=tuned), table_of({"tuned": [0.1, 0.3]}, images=100, seconds=60.0), {})
+    assert "accuracy_by_layers" not in drawn
 
 
 def test_a_page_begins_with_the_way_to_take_its_accuracy_and_the_worth_of_more_images(monkeypatch):
@@ -129,7 +137,9 @@ def test_a_page_begins_with_the_way_to_take_its_accuracy_and_the_worth_of_more_i
     answer, _, rest = text.partition("\n- ")
     assert f"Take **{ways[2]}**: on validation images it is the best of 2 ways (3 more have not run yet)" in answer
     assert "its expected accuracy on new pictures is 86.7% (95% interval 72.3 to 100.0)" in answer  # 80, 90, 90
-    assert f"Compared with **{scratch}**, it gains +20.0 points (95% interval -4.8 to +44.8): these runs do not" in answer
+    assert (
+        f"Compared with **{scratch}**, it gains +20.0 points (95% interval -4.8 to +44.8): these runs do not" in answer
+    )
     assert "The last doubling of the pictures, up to 40 a class, brought +15.0 points (95% interval +15.0" in answer
     assert "these runs do not show that it is worth taking more" not in answer
     assert "\ndvc exp run -S data.validation_fraction=0.0 -S finetune_output.learning_rate=0.02 -S finet" in answer
