@@ -14,7 +14,7 @@ from typing import Any
 from stages.settings import leaves
 
 WIDTH = 100
-OF_A_STUDY = re.compile(r"_s\d+_[0-9a-f]{6}$")  # see `studies.experiments.expand`
+OF_A_STUDY = re.compile(r"_s\d+_[0-9a-f]{6}$")  # see `studies.experiments`
 
 
 def run(*command: str) -> str:

@@ -17,6 +17,7 @@ from studies import __main__, charts, experiments, plan, repository, runner
 from studies.cluster import FOLDER
 from studies.plan import Plan
 from studies.worker import Base, Outcome
+from tools.experiments import OF_A_STUDY
 
 PLANS = {path.stem: parse_yaml(path.read_text()) for path in sorted(ROOT.glob("studies/*.yaml"))}
 MNIST = PLANS["mnist"]
@@ -31,6 +32,7 @@ def expand(tmp_path, monkeypatch):
         path = tmp_path / "plan.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         expanded = experiments.expand(plan.load(path, changes), "plan")
+        assert all(map(OF_A_STUDY.search, expanded))  # `make experiments` leaves them out by their names
         return {name.rpartition("_")[0]: settings for name, settings in expanded.items()}  # without hashes
 
     return expand
