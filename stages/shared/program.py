@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,8 @@ def program(main: Callable[[], None]) -> Callable[[], None]:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # class names that the terminal cannot show
         _on_success.clear()
+        gc.freeze()  # what packages made stays
+        gc.enable()
         try:
             main()
             sys.stdout.flush()

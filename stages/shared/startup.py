@@ -1,6 +1,7 @@
 """Start a stage's process, before it imports heavy packages."""
 
 import ctypes
+import gc
 import getpass
 import os
 import re
@@ -49,6 +50,7 @@ def start() -> None:
         tempfile.gettempdir()  # TensorFlow needs it
     except OSError as error:
         sys.exit(f"error: no temporary folder: {error.strerror}: is the disk full?")
+    gc.disable()  # until the program begins: while packages are imported, it walks objects that stay, again and again
     from stages.shared import inputs  # needs packages
 
     inputs.take_snapshot()

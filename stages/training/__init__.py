@@ -4,8 +4,8 @@ Importing this imports Keras with TensorFlow, and nothing from the user's keras.
 downloads: KERAS_MAX_EPOCHS=1 would train one epoch where params.yaml says ten.
 """
 
-import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,12 +13,15 @@ _users = {name: os.environ.pop(name) for name in list(os.environ) if name.starts
 os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Keras imports these, if they are installed, for functions that no stage uses: a quarter of its start.
+_unused = {"matplotlib", "sklearn"} - sys.modules.keys()
+sys.modules |= dict.fromkeys(_unused)
+
 # TensorFlow prints on standard error how it was built and that there is no GPU, whatever the log level
 # (tensorflow#100442). Where there is one, its error may help the reader.
 with tempfile.TemporaryFile() as _unread:
     _stderr = os.dup(2)
     os.dup2(_unread.fileno(), 2)
-    gc.disable()  # saves half a second of 2.6: the collector would walk objects that stay, again and again
     try:
         import keras
         import tensorflow as tf
@@ -26,9 +29,9 @@ with tempfile.TemporaryFile() as _unread:
         if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
             tf.config.list_physical_devices("GPU")
         tf.get_logger().setLevel("ERROR")  # it warns of retracing
-        gc.freeze()  # nor do later collections walk them
     finally:
-        gc.enable()
+        for _name in _unused:
+            del sys.modules[_name]
         os.dup2(_stderr, 2)
         os.close(_stderr)
 os.environ["KERAS_HOME"] = keras.src.backend.config._KERAS_DIR = _users.get("KERAS_HOME", str(Path.home() / ".keras"))

@@ -68,12 +68,13 @@ def fit(
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
         one_hot = np.eye(len(task.class_names), dtype=np.float32)
         train, curve = (replace(split, y=one_hot[split.y]) for split in (train, curve))
+    short = cached or math.prod(task.train.x.shape[1:3]) <= 32 * 32
     network.compile(
         make_optimizer(recipe, len(train.y), base_variables(model)),
         loss=loss,
         metrics=["accuracy"],
         # Pays if a step is short, and leaves every bit as it is.
-        steps_per_execution=min(8, math.ceil(len(train.y) / recipe.batch_size)) if cached else 1,
+        steps_per_execution=min(8, math.ceil(len(train.y) / recipe.batch_size)) if short else 1,
     )
 
     # Resume from the checkpoint, if there is one; it is deleted once the stage has succeeded.
