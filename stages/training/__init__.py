@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Keras imports these, if they are installed, for functions that no stage uses: a quarter of its start.
 _unused = {"matplotlib", "sklearn"} - sys.modules.keys()
-sys.modules |= dict.fromkeys(_unused)
+sys.modules |= dict.fromkeys(_unused)  # type: ignore[arg-type]
 
 # TensorFlow prints on standard error how it was built and that there is no GPU, whatever the log level
 # (tensorflow#100442). Where there is one, its error may help the reader.
