@@ -70,8 +70,7 @@ def answer(name: str, path: str | None) -> tuple[str, dict[str, float] | None, I
     heat = Image.fromarray(heat_maps(trained.model, image[None], np.array([best]))[0]).resize(image.shape[1::-1])
     coloured = 127.5 * colormaps["jet"](np.asarray(heat))[..., :3]
     overlay = Image.fromarray((coloured + image.mean(axis=-1, keepdims=True) / 2).astype(np.uint8))
-    classes = dict(zip(trained.class_names, p[0].tolist(), strict=True))
-    return sentence, classes, ImageOps.contain(overlay, (320, 320))
+    return sentence, dict(zip(trained.class_names, p[0].tolist(), strict=True)), ImageOps.contain(overlay, (320, 320))
 
 
 if __name__ == "__main__":

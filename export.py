@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -45,7 +44,6 @@ EXPORTED = MODELS / "export"
 CARD = Path(__file__).with_name("tools") / "model_card.jinja"
 FORMATS = {"model.tflite": "litert", "model_float16.tflite": "litert", "model_int8.tflite": "litert"}
 FORMATS |= {"saved_model": "tf_saved_model", "model.onnx": "onnx"}  # Keras's names
-DECIMALS = ("", ".1f", ".4f", "", ".4f", ".1e", ".3f")  # of the table's columns
 Predict = Callable[[np.ndarray], np.ndarray]  # images, float32 (N, H, W, C), to probabilities (N, classes)
 
 
@@ -63,7 +61,6 @@ def main() -> None:
     trained = load_trained(args.model)
     task = _read_task(trained, args.model)
     warnings.simplefilter("ignore")  # Keras uses deprecated parts of TensorFlow
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # removes the temporary folder
     EXPORTED.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=EXPORTED) as temporary:
         folder, final = Path(temporary) / "export", EXPORTED / args.model.stem
@@ -72,7 +69,7 @@ def main() -> None:
         (folder / "labels.txt").write_text("".join(f"{name}\n" for name in trained.class_names), encoding="utf-8")
         files = [file for file, kind in FORMATS.items() if args.onnx or kind != "onnx"]
         table = _export_and_compare(trained, task, folder, files)
-        print(shown := table.to_markdown(index=False, floatfmt=DECIMALS))
+        print(shown := table.to_markdown(index=False, floatfmt=("", ".1f", ".4f", "", ".4f", ".1e", ".3f")))
         table.to_csv(folder / "comparison.csv", index=False)
         allowed = [max(0.02 if "int8" in file else 0.005, 1.5 / len(task.test.y)) for file in table["file"]]
         bad = table[table["test accuracy"].iloc[0] - table["test accuracy"] > allowed]  # 1.5: rounding may change one

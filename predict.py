@@ -14,7 +14,6 @@ import glob
 import io
 import json
 import os
-import re
 import sys
 from itertools import islice
 from pathlib import Path
@@ -26,6 +25,7 @@ import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
+from stages.images.folders import MAX_LISTED
 from stages.images.listing import list_files, list_pictures
 from stages.images.pictures import HOW, Picture, read_in_parallel
 from stages.predictions import FORMAT, lowest_threshold, probability_columns
@@ -37,7 +37,6 @@ from stages.training.model_files import Trained, load_trained
 
 BATCH = 500  # pictures
 MAX_SHOWN = 1000  # pictures on the page, rows on the terminal
-MAX_LISTED = 100  # unreadable files
 TEMPLATE = Path(__file__).with_name("tools") / "predictions.html"
 FORMATS = ("csv", "json", "html")
 BEGINNINGS = (  # of the files that this program writes: it overwrites no others
@@ -49,8 +48,7 @@ BEGINNINGS = (  # of the files that this program writes: it overwrites no others
 def find_pictures(arguments: list[str]) -> tuple[list[Path], dict[Path, str]]:
     """Return the files that the arguments name, and the labels of those in a folder with a list of pictures.
 
-    Those of a folder or pattern are in natural order, 2 before 10. Raises `UserError` if there are none, or one is a
-    pipe or device.
+    Raises `UserError` if there are none, or one is a pipe or device.
     """
     found, labels = list[Path](), dict[Path, str]()
     for argument in arguments:
@@ -63,21 +61,16 @@ def find_pictures(arguments: list[str]) -> tuple[list[Path], dict[Path, str]]:
                 table = list_pictures(Path(argument))
                 files = [argument / Path(path) for path in table["path"]]
                 labels |= dict(zip(files, table["label"], strict=True))
-            found += sorted(files, key=natural_order)
+            found += sorted(files)
         elif Path(argument).exists() or not glob.has_magic(argument):
             found.append(Path(argument))
         else:
-            found += sorted(map(Path, glob.iglob(argument, recursive=True)), key=natural_order)  # noqa: PTH207
+            found += sorted(map(Path, glob.iglob(argument, recursive=True)))  # noqa: PTH207
     if not found:
         raise UserError(f"{one_line(' '.join(arguments))}: no pictures found, expected files, folders or patterns")
     if other := next((path for path in found if path.exists() and not path.is_file()), None):
         raise UserError(f"{one_line(other)}: not a regular file, expected a picture")
     return found, labels
-
-
-def natural_order(path: Path) -> tuple:
-    """Return a key for sorting paths, which compares the numbers in them as numbers."""
-    return [int(text) if i % 2 else text for i, text in enumerate(re.split(r"(\d+)", str(path)))], path
 
 
 def choose_threshold(trained: Trained, wanted: float) -> float:
@@ -132,11 +125,10 @@ def describe(
     records, class_of = [], {normalize("NFC", name): name for name in names}
     for path, row, best in zip(paths, p, np.argsort(-p, axis=1, kind="stable")[:, :top], strict=True):
         actual = class_of.get(normalize("NFC", labels.get(path, path.parent.name)), "")
-        predicted = names[best[0]] if round(float(row[best[0]]), 6) >= threshold else ""  # as it is rounded
-        state = "unsure" if not predicted else "" if not actual else "right" if predicted == actual else "wrong"
+        answer = names[best[0]] if round(float(row[best[0]]), 6) >= threshold else ""  # as it is rounded
+        state = "unsure" if not answer else "" if not actual else "right" if answer == actual else "wrong"
         classes = [{"class": names[i], "probability": round(float(row[i]), 6)} for i in best]
-        record = {"image": str(path), "actual": actual, "predicted": predicted, "state": state, "classes": classes}
-        records.append(record)
+        records.append({"image": str(path), "actual": actual, "predicted": answer, "state": state, "classes": classes})
     return records
 
 
@@ -150,8 +142,7 @@ def summarise(records: list[dict[str, Any]], threshold: float | None, metadata: 
     if threshold is not None:
         lines.append(f"unsure: {states.count('unsure')} of {len(states)} pictures, probability below {threshold:.3f}")
     if validation := metadata.get("validation"):
-        images = validation.get("images", "all")  # models of earlier versions do not know the number
-        lines.append(f"accuracy on {images} validation images: {validation['accuracy'][0]:.1%}")
+        lines += [f"accuracy on {validation.get('images', 'all')} validation images: {validation['accuracy'][0]:.1%}"]
     return lines
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     task, start = read_task("target"), Path(recipe.start)
     refuse_untracked(start)
     classes = model_files.read_class_names(start)
-    threads = configure(params)
+    configure(params)
     model, image = model_files.load(start), task.train.x.shape[1:]
     if model.input_shape[1:] != image:
         raise SettingError(f"{stage}.start", str(start), f"a model of images {image}, not {model.input_shape[1:]}")
@@ -42,7 +42,7 @@ def main() -> None:
     control = None
     if recipe.control:
         control = train_control(model_files.load(start), classes, task, recipe, stage, params)
-    evaluate_and_save(stage, model, task, history, threads, control)
+    evaluate_and_save(stage, model, task, history, control)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from stages.training.model import build_model
 from stages.training.runtime import configure
 from stages.training.weights import find_weights
 
-STAGE = "pretrain"
-
 
 @program
 def main() -> None:
@@ -20,12 +18,12 @@ def main() -> None:
     params = settings.load()
     task = read_task("source")
     weights = find_weights(Path(params.model.weights))
-    threads = configure(params)
+    configure(params)
     model = build_model(task.train.x.shape[1:], len(task.class_names), params.model, task.train.x, weights)
     count = model.count_params()
     print(f"network: {count:,} weights, {4 * count / 1e6:,.1f} MB a model")
-    history = fit(model, task, params.pretrain, STAGE, params)
-    evaluate_and_save(STAGE, model, task, history, threads)
+    history = fit(model, task, params.pretrain, "pretrain", params)
+    evaluate_and_save("pretrain", model, task, history)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ def write_figures(results: Results) -> None:
         "figures/per_class": figures.per_class([[results.source], results.tuned]),
         "figures/calibration": figures.calibration(results.all),
         "mistakes": figures.mistakes(results.all),  # it shows images, which Git must not get
+        **{f"figures/confusion_{r.stage}": figures.confusion(r) for r in results.all},
     }
-    for r in results.all:
-        drawn[f"figures/confusion_{r.stage}"] = figures.confusion(r)
     for name, figure in drawn.items():
         figures.save(figure, REPORTS / f"{name}.png")
 

@@ -144,21 +144,17 @@ class Settings(Section):
             if recipe.patience and not self.data.validation_fraction and not folders:
                 expected = "null, or data.validation_fraction=0.1: test images must not choose the epoch"
                 raise SettingError(f"{name}.patience", recipe.patience, expected)
-        return self
-
-    @model_validator(mode="after")
-    def _check_finetuning(self) -> "Settings":
         layers = self.model.layer_names
         classes = self.data.source_classes, self.data.target_classes
         auto, listed = classes == ("auto", "auto"), not any(isinstance(chosen, str) for chosen in classes)
-        for name, recipe in self.finetune_stages.items():
+        for name, tuning in self.finetune_stages.items():
             # With a backbone the layers are known once it is built.
-            unknown = not self.model.backbone and not set(recipe.trainable) <= set(layers)
-            if unknown or len(set(recipe.trainable)) < len(recipe.trainable):
-                raise SettingError(f"{name}.trainable", recipe.trainable, f"some of {short_repr(layers)}, each once")
-            if recipe.head == "reset" and "output" not in recipe.trainable:
-                raise SettingError(f"{name}.trainable", recipe.trainable, "'output' in it: head is 'reset'")
-            if recipe.head == "keep" and not auto and not (listed and len(classes[0]) == len(classes[1])):
+            unknown = not self.model.backbone and not set(tuning.trainable) <= set(layers)
+            if unknown or len(set(tuning.trainable)) < len(tuning.trainable):
+                raise SettingError(f"{name}.trainable", tuning.trainable, f"some of {short_repr(layers)}, each once")
+            if tuning.head == "reset" and "output" not in tuning.trainable:
+                raise SettingError(f"{name}.trainable", tuning.trainable, "'output' in it: head is 'reset'")
+            if tuning.head == "keep" and not auto and not (listed and len(classes[0]) == len(classes[1])):
                 why = "data.source_classes and data.target_classes are not equally many"
                 raise SettingError(f"{name}.head", "keep", f"'auto' or 'reset', as {why}")
         return self

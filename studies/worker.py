@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import dask.config
 import pooch
@@ -58,8 +58,7 @@ class Base:
 Status = Literal["done", "failed", "interrupted", "unusable"]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The outcome of an attempt to run an experiment.
 
     failed: another attempt would fail, too. interrupted: it may succeed. unusable: this worker cannot run experiments.

@@ -49,6 +49,12 @@ def tiny_dataset(workspace: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a dataset to write."""
+    return tmp_path / "dataset.npz"
+
+
+@pytest.fixture
 def tiny(params: Callable[..., Settings], tiny_dataset: dict) -> Settings:
     """Write settings for a small network on the tiny dataset to the workspace's params.yaml."""
     return params(**TINY)
@@ -57,11 +63,9 @@ def tiny(params: Callable[..., Settings], tiny_dataset: dict) -> Settings:
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, Path]:
     """Make a repository, run its pipeline once, and copy its folder."""
-    path = tmp_path_factory.mktemp("run") / "repository"
-    path.mkdir()
-    repo = Repository(path)
+    repo = Repository(tmp_path_factory.mktemp("run") / "repository")
     repo.dvc("repro")
-    return repo, shutil.copytree(path, path.with_name("saved"))
+    return repo, shutil.copytree(repo.path, repo.path.with_name("saved"))
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def _read_pixels(
             continue
         shape = picture.pixels.shape
         if not pixels.size and max(shape[:2]) <= MAX_SIDE:
-            pixels = temporary_array((len(paths), *shape), np.uint8, PREPARED)
+            pixels = temporary_array((len(paths), *shape), PREPARED)
         if shape != pixels.shape[1:]:
             problem = "different sizes" if pixels.size else f"{shape[1]}x{shape[0]} pixels"
             expected = f"expected one size up to {MAX_SIDE}, or a size to resize them to, say -S data.image_size=64"

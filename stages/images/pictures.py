@@ -80,8 +80,7 @@ def _to_rgb(file: Image.Image) -> tuple[Image.Image, list[str]]:
         changes += ["turned as EXIF says"] if file.getexif().get(ExifTags.Base.Orientation) in range(2, 9) else []
     except (SyntaxError, ValueError, TypeError, LookupError, EOFError):  # Pillow's
         changes.append("damaged EXIF data ignored")
-    file.load()  # which turns a TIFF
-    picture = ImageOps.exif_transpose(file)  # ignores EXIF data that did not open
+    picture = ImageOps.exif_transpose(file)  # loads it, which turns a TIFF; ignores EXIF data that did not open
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit pixels, expected 8 or 16")
     if picture.mode.startswith("I;16"):

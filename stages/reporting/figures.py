@@ -86,10 +86,9 @@ def confusion(model: ModelResult) -> Figure:
 def per_class(panels: list[list[ModelResult]]) -> Figure:
     """Draw recall by class with 95% intervals: a panel for models with the same classes, the hardest of many."""
     widths = [1 + len(models) for models in panels]
-    figure = plt.figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=widths)
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4), layout="constrained", sharey=True, width_ratios=widths)
     colors = cycle(COLORS)
-    for ax, models in zip(axes[0], panels, strict=True):
+    for ax, models in zip(axes, panels, strict=True):
         width = 0.8 / len(models)
         shown, classes = hardest(models), models[0].task.class_names
         if len(shown) < len(classes):
@@ -103,8 +102,8 @@ def per_class(panels: list[list[ModelResult]]) -> Figure:
         rotated = {"rotation": 30, "ha": "right"} if len(shown) <= 12 else {"rotation": 90, "fontsize": 8}
         ax.set_xticks(range(len(shown)), short_labels(shown), **rotated)
         ax.grid(axis="y", alpha=0.3)
-    axes[0, 0].set(ylabel="recall on test images", ylim=(0, 1.02))
-    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].set(ylabel="recall on test images", ylim=(0, 1.02))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside lower center", ncols=sum(map(len, panels)))
     return figure
 

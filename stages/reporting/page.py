@@ -69,12 +69,14 @@ def render_markdown(results: Results, params: Settings, checked: dict, private: 
     for r in results.all:
         described = ", ".join(f"{key} {value}" for key, value in r.record["environment"].items())
         environments.setdefault(described, []).append(r.stage)
+    tasks = [(task.class_names, task.counts) for task in (results.source.task, results.tuned[0].task)]
+    notebooks = [(names, notebook.COUNTS) for names in notebook.CLASSES]  # its classes of CIFAR-10, with all images
     variables = {
         "private": private,
         "source": results.source,
         "tuned": results.tuned,
         "params": params,
-        "published": notebook.PUBLISHED if results.on_the_notebooks_images else {},
+        "published": notebook.PUBLISHED if tasks == notebooks else {},
         "notebook": notebook,
         "many": MANY,
         "wanted": WANTED,

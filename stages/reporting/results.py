@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.predictions import accuracy_by_threshold, lowest_threshold, probability_columns
-from stages.reporting import notebook, statistics
+from stages.reporting import statistics
 from stages.shared.errors import UserError, one_line
 from stages.shared.files import check_sha256, read_json, stage_folder, timing_file
 from stages.shared.npz import read_npz
@@ -166,13 +166,6 @@ class Results:
             }
             for r in self.all
         )
-
-    @property
-    def on_the_notebooks_images(self) -> bool:
-        """Return whether the tasks are the notebook's: its classes of CIFAR-10, with all their images."""
-        tasks = [self.source.task, self.tuned[0].task]
-        found = [(task.class_names, task.counts) for task in tasks]
-        return found == [(names, notebook.COUNTS) for names in notebook.CLASSES]
 
 
 def read_results(source: str, tuned: list[str]) -> Results:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from stages.shared.errors import UserError
 
@@ -66,12 +65,12 @@ def check_free_space(folder: Path, size: int) -> None:
         raise UserError(f"{folder}: {size / 1e9:,.1f} GB needed, expected at most {free / 1e9:,.1f} GB, the free space")
 
 
-def temporary_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> np.ndarray:
-    """Create a writable array in a nameless file in `folder`, which disappears with the process.
+def temporary_array(shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    """Create a writable uint8 array in a nameless file in `folder`, which disappears with the process.
 
     Raises `UserError` if the disk has no room for it or the folder cannot be written.
     """
-    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+    size = max(1, math.prod(shape))
     try:
         check_free_space(folder, size)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -81,4 +80,4 @@ def temporary_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path) -> n
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}") from None
-    return np.frombuffer(mapped, dtype, math.prod(shape)).reshape(shape)
+    return np.frombuffer(mapped, np.uint8, math.prod(shape)).reshape(shape)

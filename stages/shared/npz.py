@@ -109,7 +109,7 @@ def _map(path: Path, file: IO[bytes], member: zipfile.ZipInfo) -> np.ndarray:
             raw.seek(member.header_offset + 26)
             header = 30 + sum(struct.unpack("<HH", raw.read(4)))  # with name and extra field
             return np.memmap(raw, dtype, "c", member.header_offset + header + start, shape, order).view(np.ndarray)
-    unpacked = temporary_array((size,), np.uint8, PREPARED)
+    unpacked = temporary_array((size,), PREPARED)
     for at in range(0, size, BATCH_BYTES):
         file.readinto(unpacked[at : at + BATCH_BYTES].data)  # type: ignore[attr-defined]
     return unpacked.view(dtype).reshape(shape, order=order)

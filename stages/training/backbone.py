@@ -85,11 +85,6 @@ def base_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return model.layers[: names.index("dropout1")] if "dropout1" in names else []
 
 
-def base_variables(model: keras.Model) -> set[str]:
-    """Return the paths of the base's variables."""
-    return {variable.path for layer in base_layers(model) for variable in layer.variables}
-
-
 def batch_normalization(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """List the layers of batch normalisation."""
     return [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -102,10 +102,9 @@ class Checkpoint(keras.callbacks.Callback):
         """Delete this checkpoint, and any untouched for a week."""
         shutil.rmtree(self.path.parent, ignore_errors=True)
         with suppress(OSError):
-            for folder in FOLDER.iterdir():
-                ours = re.fullmatch("[0-9a-f]{64}", folder.name) and not folder.is_symlink()
-                if ours and folder.stat().st_mtime < time.time() - EXPIRES:
-                    shutil.rmtree(folder, ignore_errors=True)
+            for folder in FOLDER.glob("[0-9a-f]" * 64):
+                if folder.stat().st_mtime < time.time() - EXPIRES:
+                    shutil.rmtree(folder, ignore_errors=True)  # follows no link
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
@@ -122,7 +121,7 @@ def _key(model: keras.Model, task: Task, recipe: Recipe, cached: bool) -> str:
         (recipe.model_dump(), cached),
         random.getstate(),  # as `configure` has seeded it
         [(array.shape, array.dtype) for array in arrays],
-        describe_environment(tf.config.threading.get_intra_op_parallelism_threads()),
+        describe_environment(),
         tf.config.list_logical_devices(),
     ]
     found = hashlib.sha256(repr(context).encode())

@@ -1,7 +1,5 @@
 """Train the control of a fine-tuning: the same layers, in the same way, from random weights."""
 
-from typing import NamedTuple
-
 import keras
 import numpy as np
 
@@ -9,13 +7,6 @@ from stages.settings import PRETRAINED, FinetuneRecipe, Settings
 from stages.shared.tasks import Task
 from stages.training.fit import History, fit
 from stages.training.freeze import prepare_model
-
-
-class Control(NamedTuple):
-    """A trained control, and its history."""
-
-    model: keras.Model
-    history: History
 
 
 def same_weights(model: keras.Model, other: keras.Model) -> bool:
@@ -31,8 +22,8 @@ def random_weights_of(model: keras.Model, seed: int) -> keras.Model:
 
 def train_control(
     start: keras.Model, classes: list[str], task: Task, recipe: FinetuneRecipe, stage: str, params: Settings
-) -> Control | None:
-    """Train from random weights; it shows what those of `start` are worth.
+) -> tuple[keras.Model, History] | None:
+    """Train from random weights, which shows what those of `start` are worth; return the model and its history.
 
     Where `start` was fine-tuned on the task already, so is the control first: its output layer, by this recipe. Returns
     None if `start` still has random weights: fine-tuning is then its own control.
@@ -49,4 +40,4 @@ def train_control(
         model = random_weights_of(start, params.seed)  # with the random states of a model that was loaded
         model.set_weights(probed)
     model = prepare_model(model, classes, task, recipe, stage, random=True)
-    return Control(model, fit(model, task, recipe, stage, params, "control_history.csv"))
+    return model, fit(model, task, recipe, stage, params, "control_history.csv")

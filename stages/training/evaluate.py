@@ -12,14 +12,13 @@ from stages.shared.files import MODELS, sha256, stage_folder, timing_file, write
 from stages.shared.npz import write_npz
 from stages.shared.tasks import Split, Task
 from stages.training import gradcam, model_files, runtime
-from stages.training.control import Control
 from stages.training.fit import History, write_history
-from stages.training.freeze import count_trainable, submodel
+from stages.training.freeze import submodel
 from stages.training.input_pipeline import evaluation_batch_size
 
 
 def evaluate_and_save(
-    stage: str, model: keras.Model, task: Task, history: History, threads: int, control: Control | None = None
+    stage: str, model: keras.Model, task: Task, history: History, control: tuple[keras.Model, History] | None = None
 ) -> None:
     """Save the model, evaluate the saved file on the test images, and save what `report` reads.
 
@@ -37,18 +36,20 @@ def evaluate_and_save(
     saved = model_files.load(file)
     write_history(stage, history.curves)
     log_p = log_probabilities(saved, task.test.x)
-    record: dict[str, Any] = {"trainable_parameters": count_trainable(model)}
+    weights = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    record: dict[str, Any] = {"trainable_parameters": weights}
     record |= _save_predictions(stage, "predictions.csv", log_p, task.test, names)
     mistakes = gradcam.most_confident_mistakes(log_p, task.test.y)
     heat = gradcam.heat_maps(saved, task.test.x[mistakes], log_p[mistakes].argmax(axis=1))
     write_npz(folder / "gradcam.npz", {"row": mistakes, "heat": heat})
     timing = {"train_seconds": history.seconds}
     if control:
-        write_history(stage, control.history.curves, "control_history.csv")
-        log_p = log_probabilities(control.model, task.test.x)
+        control_model, control_history = control
+        write_history(stage, control_history.curves, "control_history.csv")
+        log_p = log_probabilities(control_model, task.test.x)
         record["control"] = _save_predictions(stage, "control_predictions.csv", log_p, task.test, names)
-        timing["control_seconds"] = control.history.seconds
-    record["environment"] = runtime.describe_environment(threads)
+        timing["control_seconds"] = control_history.seconds
+    record["environment"] = runtime.describe_environment()
     record["sha256_of"] = {
         file.name: sha256(file.read_bytes()) for file in sorted(folder.iterdir()) if file.suffix in (".csv", ".npz")
     }

@@ -16,7 +16,7 @@ from stages.shared.program import on_success
 from stages.shared.tasks import Task
 from stages.training import feature_cache
 from stages.training.augment import Mixing, with_augmentation
-from stages.training.backbone import base_variables, update_statistics
+from stages.training.backbone import base_layers, update_statistics
 from stages.training.checkpoint import CURVES, Checkpoint
 from stages.training.freeze import split_at_first_trained
 from stages.training.input_pipeline import ShuffleOrder, evaluation_batch_size, make_dataset
@@ -69,8 +69,9 @@ def fit(
         one_hot = np.eye(len(task.class_names), dtype=np.float32)
         train, curve = (replace(split, y=one_hot[split.y]) for split in (train, curve))
     short = cached or math.prod(task.train.x.shape[1:3]) <= 32 * 32
+    base = {variable.path for layer in base_layers(model) for variable in layer.variables}
     network.compile(
-        make_optimizer(recipe, len(train.y), base_variables(model)),
+        make_optimizer(recipe, len(train.y), base),
         loss=loss,
         metrics=["accuracy"],
         # Pays if a step is short, and leaves every bit as it is.

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 import keras
-import numpy as np
 
 from stages.settings import FinetuneRecipe
 from stages.shared.errors import SettingError, short_repr
@@ -65,11 +64,6 @@ def _last_block(base: list[str]) -> list[str]:
     sizes = Counter(block.values())
     last = [name for name in block if sizes[block[name]] > 2][-1:]
     return base[min(base.index(name) for name in block if block[name] == block[last[0]]) :] if last else []
-
-
-def count_trainable(model: keras.Model) -> int:
-    """Count the trainable parameters."""
-    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
 
 
 def is_stochastic(layer: keras.layers.Layer) -> bool:

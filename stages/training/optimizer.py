@@ -1,7 +1,6 @@
 """The optimizer and its learning-rate schedule."""
 
 import math
-import re
 from collections.abc import Container
 
 import keras
@@ -29,7 +28,7 @@ def make_optimizer(recipe: Recipe, images: int, base: Container[str] = ()) -> ke
         step = optimizer.update_step
 
         def update_step(gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-            path = re.sub(r"(/replica_\d+)?:\d+$", "", variable.name)
+            path = variable.name.rpartition(":")[0]
             step(gradient, variable, learning_rate * (recipe.base_learning_rate if path in base else 1.0))
 
         optimizer.update_step = update_step

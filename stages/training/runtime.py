@@ -18,8 +18,8 @@ CHANGES_BITS = re.compile(
 )
 
 
-def configure(params: Settings) -> int:
-    """Set the seed, the number of threads and the precision; return the number of threads."""
+def configure(params: Settings) -> None:
+    """Set the seed, the number of threads and the precision."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = params.threads or cores
     keep_freed_memory()
@@ -29,12 +29,11 @@ def configure(params: Settings) -> int:
         tf.config.experimental.enable_op_determinism()  # a CPU gives the same bits without
     keras.config.set_dtype_policy(params.precision)
     keras.utils.set_random_seed(params.seed)
-    return threads
 
 
-def describe_environment(threads: int) -> dict[str, str | int]:
+def describe_environment() -> dict[str, str | int]:
     """Describe the machine, the versions and the variables that the bits of a result depend on."""
-    cpu_name, instruction_set = cpu()
+    (cpu_name, instruction_set), threads = cpu(), tf.config.threading.get_intra_op_parallelism_threads()
     versions = {"python": platform.python_version()}
     versions |= {package: version(package) for package in ("tensorflow", "keras", "numpy")}
     variables = {name: os.environ[name] for name in sorted(os.environ) if CHANGES_BITS.fullmatch(name)}

@@ -14,11 +14,6 @@ from stages.settings import Data
 from stages.shared.errors import UserError
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "dataset.npz"
-
-
 @pytest.mark.parametrize(("dtype", "shape", "order"), [("uint8", (-1,), "C"), (">i8", (-1, 1), "F")])
 def test_dataset_is_read_as_it_was_saved(path, dtype, shape, order):
     images = {key: np.asarray(ARRAYS[key], order=order) for key in ("x_train", "x_test")}

@@ -18,11 +18,6 @@ from stages.shared.errors import UserError
 from stages.shared.npz import HARMLESS_BYTES, read_npz
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "dataset.npz"
-
-
 @pytest.mark.parametrize("key", ["x_train", "y_test", "class_names"])
 def test_python_objects_are_refused_and_never_unpickled(path, tmp_path, key):
     trap = tmp_path / "sprung"

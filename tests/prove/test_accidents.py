@@ -92,7 +92,6 @@ def test_a_forced_rerun_in_the_queue_writes_the_same_bytes(repo):
 def test_another_environment_changes_no_byte_and_keeps_no_temporary_file(repo, tmp_path):
     """Another path, hash seed, locale, time zone and umask; one core for two threads, and that core busy."""
     path, temporary = tmp_path / "ein Ordner für Prüfungen, 二", tmp_path / "temporary"
-    path.mkdir()
     temporary.mkdir()
     other = Repository(path)
     other.environment |= {"PYTHONHASHSEED": "271828", "LC_ALL": "C", "TZ": "Asia/Kathmandu", "TMPDIR": str(temporary)}

@@ -1,10 +1,8 @@
 """Models elsewhere: in plain Keras, and exported by ``python export.py MODEL``."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -134,16 +132,6 @@ def test_a_copy_under_another_name_is_compared_on_the_images_of_its_classes(run,
     run(model="my.keras")
     assert f"comparing on the 20 test images of {PREPARED}/source.npz" in (shown := capsys.readouterr().out)
     assert f"{read_json(Path('reports/pretrain/record.json'))['test_accuracy']:.4f}" in shown
-
-
-def test_a_terminated_export_leaves_nothing(run, monkeypatch):
-    before = sorted(FOLDER.parent.iterdir())
-    monkeypatch.setattr(export, "_export_and_compare", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    default = signal.signal(signal.SIGTERM, lambda *_: None)
-    with pytest.raises(SystemExit, match="130"):
-        run()
-    signal.signal(signal.SIGTERM, default)
-    assert sorted(FOLDER.parent.iterdir()) == before
 
 
 def test_missing_packages_and_images_are_refused_in_one_line(run, monkeypatch):

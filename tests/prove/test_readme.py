@@ -33,7 +33,6 @@ COMMANDS = [*README[:PHOTOS], *EXPERIMENTS, *README[PHOTOS:], EXPERIMENTS[-1], *
 def repo(tmp_path_factory):
     """A repository after `make run` without network, Git identity and standard input; it has a Git remote."""
     path = tmp_path_factory.mktemp("readme") / "repository"
-    path.mkdir()
     params = tiny_params() | {"data": Data().model_dump()}
     for stage in STAGES.keys() - {"prepare", "report"}:
         params[stage]["epochs"] = 5  # other than in any command: each is to change something

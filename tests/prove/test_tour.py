@@ -14,9 +14,8 @@ def test_every_cell_runs_after_a_short_run(tmp_path):
     params = Settings().model_dump()
     params["data"]["path"] = "data/raw/mnist.npz"
     params["pretrain"]["epochs"] = params["finetune_output"]["epochs"] = 1
-    (path := tmp_path / "repository").mkdir()
-    repo = Repository(path, params)
-    shutil.copytree(ROOT / "results", path / "results", dirs_exist_ok=True)
+    repo = Repository(tmp_path / "repository", params)
+    shutil.copytree(ROOT / "results", repo.path / "results", dirs_exist_ok=True)
     repo.dvc("repro")
     repo.environment["MPLBACKEND"] = "agg"
     cells = ["import os; os.chdir('docs')", *("".join(cell["source"]) for cell in CELLS)]

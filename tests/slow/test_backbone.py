@@ -36,16 +36,6 @@ def reference(name: str) -> keras.Model:
 
 
 @pytest.fixture
-def pointer(workspace, monkeypatch):
-    """Save the reference weights of MobileNetV3Small, and a pointer to them beside; return its path."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
-    reference("MobileNetV3Small").save_weights(file := workspace / "data/raw/small.weights.h5")
-    values = {"name": "small", "urls": [f"https://example.org/{file.name}"], "sha256": sha256(file.read_bytes())}
-    file.with_name("weights.yaml").write_text(yaml.safe_dump(values))
-    return "data/raw/weights.yaml"
-
-
-@pytest.fixture
 def eager():
     """Run without graphs, as tracing them takes most of the time."""
     tf.config.run_functions_eagerly(True)
@@ -80,9 +70,13 @@ def test_frozen_features_are_those_that_keras_computes(params, tiny_dataset, tmp
     assert np.allclose(body(x, training=True), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
-def test_fine_tuning_the_last_block_or_all_layers_changes_these_only(params, tiny_dataset, run, pointer, eager):
+def test_fine_tuning_the_last_block_or_all_layers_changes_these_only(params, run, eager, workspace, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workspace / "cache"))
+    reference("MobileNetV3Small").save_weights(file := workspace / "data/raw/small.weights.h5")
+    values = {"name": "small", "urls": [f"https://example.org/{file.name}"], "sha256": sha256(file.read_bytes())}
+    file.with_name("weights.yaml").write_text(yaml.safe_dump(values))
     epochs = {"pretrain.epochs": 0, "finetune_output.epochs": 1, "finetune_fc.epochs": 1}
-    backbone = {"model.backbone": "MobileNetV3Small", "model.weights": pointer}
+    backbone = {"model.backbone": "MobileNetV3Small", "model.weights": "data/raw/weights.yaml"}
     trainable = {"finetune_output": ["backbone", *HEAD], "finetune_fc": ["last_block", "output"]}
     layers = {f"{stage}.trainable": names for stage, names in trainable.items()}
     params(**epochs, **backbone, **layers, **CLASSES)

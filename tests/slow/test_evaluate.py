@@ -38,7 +38,7 @@ def model(tiny, task):
 def evaluate(model, task):
     """Save the outputs of `pretrain` for a model, and read its predictions."""
     history = History(pd.DataFrame(columns=["epoch", *CURVES]), seconds=1.5)
-    evaluate_and_save("pretrain", model, task, history, threads=1)
+    evaluate_and_save("pretrain", model, task, history)
     return pd.read_csv(FOLDER / "predictions.csv")
 
 

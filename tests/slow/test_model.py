@@ -19,14 +19,9 @@ pytestmark = pytest.mark.usefixtures("configured")
 
 
 @pytest.fixture
-def images(tiny_dataset):
-    return tiny_dataset["x_test"]
-
-
-@pytest.fixture
-def build(params, images):
+def build(params, tiny_dataset):
     """Build a tiny network with some settings changed."""
-    return lambda **changes: build_model((8, 8, 3), 5, params(**changes).model, images)
+    return lambda **changes: build_model((8, 8, 3), 5, params(**changes).model, tiny_dataset["x_test"])
 
 
 def weights(stage):
@@ -35,8 +30,8 @@ def weights(stage):
     return {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
 
 
-def test_rescaled_network_standardises_each_channel_of_raw_pixels(build, images):
-    model = build(**{"model.rescale": True})
+def test_rescaled_network_standardises_each_channel_of_raw_pixels(build, tiny_dataset):
+    model, images = build(**{"model.rescale": True}), tiny_dataset["x_test"]
     standardised = keras.Sequential(model.layers[:1]).predict(images, verbose=0)
     assert standardised.mean(axis=(0, 1, 2)) == pytest.approx([0, 0, 0], abs=1e-4)
     assert standardised.std(axis=(0, 1, 2)) == pytest.approx([1, 1, 1], abs=1e-4)
@@ -52,10 +47,10 @@ def test_more_convolutions_than_the_images_have_room_for_are_refused(build):
         build(**{"model.conv_filters": [4, 4, 4, 4]})
 
 
-def test_too_little_memory_is_reported_in_one_line(images):
+def test_too_little_memory_is_reported_in_one_line():
     needed = r"20000x20000 pixels needs [\d,.]+ GB, expected less than the memory, [\d.]+ GB: smaller images"
     with pytest.raises(UserError, match=needed):
-        build_model((20_000, 20_000, 3), 2, Settings().model, images)
+        build_model((20_000, 20_000, 3), 2, Settings().model, None)
     for full in (MemoryError("no\nroom"), tf.errors.ResourceExhaustedError(None, None, "no\nroom")):
         with pytest.raises(SystemExit, match=r"^error: memory is full, expected fewer [^\n]+: no room$"):
             program(Mock(side_effect=full))()

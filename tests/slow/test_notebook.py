@@ -10,12 +10,12 @@ import pytest
 
 from repository import ROOT
 from stages.images.dataset import KEYS
+from stages.reporting.notebook import PUBLISHED
 from stages.settings import Settings
 from stages.shared.files import read_json
 
 NOTEBOOK = runpy.run_path(str(ROOT / "benchmarks/notebook.py"))
 EPOCHS = 2
-COUNTS = {"pretrain": 1_633_733, "finetune_output": 325, "finetune_fc": 8_581}  # trainable parameters
 
 
 def run_notebook(images: str, monkeypatch, seed: int) -> tuple[list[pd.DataFrame], list[dict]]:
@@ -45,15 +45,15 @@ def test_learning_curves_and_results_are_the_notebooks(params, run, monkeypatch)
     assert {Settings().pretrain.epochs, Settings().finetune_output.epochs, Settings().finetune_fc.epochs} == {10}
     with np.load(ROOT / "data/raw/mnist.npz") as mnist:
         np.savez("part.npz", **{key: mnist[key][::4] for key in KEYS})
-    epochs = {f"{stage}.epochs": EPOCHS for stage in COUNTS}
+    epochs = {f"{stage}.epochs": EPOCHS for stage in PUBLISHED}
     defaults = Settings().model_dump() | {"threads": 1}
     settings = params(**defaults, **epochs, **{"data.path": "part.npz"})
-    run("prepare", *COUNTS)
-    for stage, theirs, result in zip(COUNTS, *run_notebook("part.npz", monkeypatch, settings.seed), strict=True):
+    run("prepare", *PUBLISHED)
+    for stage, theirs, result in zip(PUBLISHED, *run_notebook("part.npz", monkeypatch, settings.seed), strict=True):
         ours = pd.read_csv(f"reports/{stage}/history.csv")[theirs.columns]
         assert len(ours) == EPOCHS
         assert np.allclose(ours, theirs, rtol=1e-4, atol=0), stage
         record = read_json(Path(f"reports/{stage}/record.json"))
-        assert record["trainable_parameters"] == COUNTS[stage]
+        assert record["trainable_parameters"] == PUBLISHED[stage]["parameters"]
         for key in ("test_accuracy", "test_loss"):
             assert record[key] == pytest.approx(result[key], rel=1e-4), stage

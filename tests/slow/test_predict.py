@@ -31,7 +31,7 @@ def predicted(tiny, workspace, monkeypatch, tasks, train):
     Where it is `refused`, that is said in one line, and no file changes.
     """
     model, history = train(tiny, tasks["source"])
-    evaluate_and_save("pretrain", model, tasks["source"], history, threads=1)
+    evaluate_and_save("pretrain", model, tasks["source"], history)
     for i, (image, label) in enumerate(zip(tasks["source"].test.x, tasks["source"].test.y, strict=True)):
         folder = workspace / "photos" / NAMES[label]
         folder.mkdir(parents=True, exist_ok=True)
